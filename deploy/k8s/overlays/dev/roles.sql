@@ -1,0 +1,3 @@
+CREATE ROLE points LOGIN PASSWORD 'dev-only';
+CREATE ROLE points_owner LOGIN PASSWORD 'dev-only-owner';
+CREATE DATABASE points OWNER points_owner;

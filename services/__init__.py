@@ -1,0 +1,1 @@
+"""The services, the chassis under them, and the command line beside them."""

@@ -1,0 +1,230 @@
+"""Consuming events: durable, in batches, acknowledged after commit; what is refused goes to the dead letters.
+
+A fault of the infrastructure pauses and counts for nothing. A refusal is final at once. Any other error is
+the message's own, and final after MAX_TRIES, counted here: the broker's count would include outages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+from services.chassis import failpoints, streams, telemetry
+from services.chassis.clock import wall
+from services.chassis.database import Database, Statement
+from services.chassis.errors import INFRASTRUCTURE, Internal, ServiceError
+from services.chassis.ids import new_id
+from services.chassis.streams import STREAM_FAULTS
+
+FETCH = 256  # messages
+FETCH_TIMEOUT = 2.0  # seconds to wait for the first message
+ACK_WAIT = 60  # seconds until JetStream delivers an unacknowledged message again
+MAX_ACK_PENDING = 2 * FETCH
+MAX_TRIES = 10
+PAUSE = 1.0  # seconds after a fault
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An event as it arrived. `source` and `event_id` identify it however often it comes."""
+
+    subject: str
+    body: bytes
+    source: str
+    event_id: str
+    traceparent: str
+    stream: str
+    stream_seq: int
+
+
+Outcome = ServiceError | None
+Handler = Callable[[Sequence[Delivery]], Awaitable[Sequence[Outcome]]]
+
+
+def dead_letters_table(metadata: sa.MetaData) -> sa.Table:
+    """Messages that were refused, whole, with the reason, until somebody replays or drops them."""
+    return sa.Table(
+        "dead_letters",
+        metadata,
+        sa.Column("dead_letter_id", sa.Text, primary_key=True),
+        sa.Column("consumer", sa.Text, nullable=False),
+        sa.Column("source", sa.Text, nullable=False),
+        sa.Column("event_id", sa.Text, nullable=False),
+        sa.Column("stream", sa.Text, nullable=False),
+        sa.Column("stream_seq", sa.BigInteger, nullable=False),
+        sa.Column("subject", sa.Text, nullable=False),
+        sa.Column("headers", sa.dialects.postgresql.JSONB, nullable=False),
+        sa.Column("body", sa.LargeBinary, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("message", sa.Text, nullable=False),
+        sa.Column("create_time", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("replay_time", sa.DateTime(timezone=True)),
+        sa.UniqueConstraint("consumer", "stream", "stream_seq", name="dead_letters_once"),
+    )
+
+
+class Consumer:
+    """One service's durable on one stream."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        stream: str,
+        stream_subjects: Sequence[str],
+        subjects: Sequence[str],
+        handle: Handler,
+        database: Database,
+        client: Client,
+        dead_letters: sa.Table,
+        replicas: int,
+    ) -> None:
+        self._name = name
+        self._stream = stream
+        self._stream_subjects = stream_subjects
+        self._subjects = subjects
+        self._handle = handle
+        self._database = database
+        self._client = client
+        self._jetstream = client.jetstream()
+        self._replicas = replicas
+        self._tries: Counter[int] = Counter()
+        insert = sa.dialects.postgresql.insert(dead_letters)
+        self._bury = Statement(
+            insert.values(
+                {
+                    c.name: sa.cast(sa.bindparam(c.name, type_=sa.Text), c.type)
+                    if c.name == "headers"
+                    else sa.bindparam(c.name, type_=c.type)
+                    for c in dead_letters.c
+                    if c.name != "replay_time"
+                }
+            ).on_conflict_do_nothing(constraint="dead_letters_once")
+        )
+
+    async def run(self) -> None:
+        """Consumes for ever."""
+        while True:
+            try:
+                streams.require(self._client)
+                subscription = await self._subscribe()
+                try:
+                    while True:
+                        await self._step(subscription)
+                finally:  # else its inbox would go on receiving what nobody fetches
+                    await subscription.unsubscribe()
+            except (*INFRASTRUCTURE, *STREAM_FAULTS) as error:
+                log.info("consumer_paused", consumer=self._name, error=repr(error))
+            await asyncio.sleep(PAUSE)
+
+    async def _subscribe(self) -> JetStreamContext.PullSubscription:
+        await streams.ensure_stream(self._jetstream, self._stream, self._stream_subjects, self._replicas)
+        config = ConsumerConfig(
+            durable_name=self._name,
+            filter_subjects=list(self._subjects),
+            deliver_policy=DeliverPolicy.ALL,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=ACK_WAIT,
+            max_deliver=-1,
+            max_ack_pending=MAX_ACK_PENDING,
+        )
+        await self._jetstream.add_consumer(self._stream, config)
+        return await self._jetstream.pull_subscribe_bind(self._name, self._stream)
+
+    async def _step(self, subscription: JetStreamContext.PullSubscription) -> None:
+        try:
+            messages = await subscription.fetch(FETCH, timeout=FETCH_TIMEOUT)
+        except TimeoutError:  # nats' own is one
+            messages = []
+        if not messages:
+            # If the durable is gone with its store, this says so; the fetch does not.
+            await subscription.consumer_info()
+        while messages:
+            messages = await self._settle(messages)
+
+    async def _settle(self, messages: Sequence[Msg]) -> list[Msg]:
+        """Handles and acknowledges; returns what met a fault of the infrastructure, after a pause."""
+        outcomes = await self._handle([delivery(message, self._stream) for message in messages])
+        failpoints.reach("consumer_before_ack")
+        again: list[Msg] = []
+        for message, outcome in zip(messages, outcomes, strict=True):
+            if (
+                isinstance(outcome, INFRASTRUCTURE)
+                or (isinstance(outcome, Internal) and not self._exhausted(message))
+                or (outcome is not None and not await self._dead_letter(message, outcome))
+            ):
+                again.append(message)
+            else:
+                await message.ack()
+                self._tries.pop(message.metadata.sequence.stream, None)
+                telemetry.CONSUMED.labels(self._name, "dead" if outcome else "done").inc()
+        failpoints.reach("consumer_after_ack")
+        telemetry.CONSUMER_LAG.labels(self._name).set(messages[-1].metadata.num_pending)
+        for message in again:
+            await message.in_progress()
+        if again:
+            await asyncio.sleep(PAUSE)
+        return again
+
+    def _exhausted(self, message: Msg) -> bool:
+        sequence = message.metadata.sequence.stream
+        self._tries[sequence] += 1
+        return self._tries[sequence] >= MAX_TRIES
+
+    async def _dead_letter(self, message: Msg, outcome: ServiceError) -> bool:
+        """Keeps a refused message; False when the database is away and it has to be tried again."""
+        arrived = delivery(message, self._stream)
+        row = {
+            "dead_letter_id": new_id("dead"),
+            "consumer": self._name,
+            "source": arrived.source,
+            "event_id": arrived.event_id,
+            "stream": arrived.stream,
+            "stream_seq": arrived.stream_seq,
+            "subject": arrived.subject,
+            "headers": json.dumps({_text(k): _text(v) for k, v in (message.headers or {}).items()}),
+            "body": arrived.body,
+            "reason": outcome.reason,
+            "message": _text(outcome.message),
+            "create_time": wall(),
+        }
+        log.warning("dead_letter", consumer=self._name, event_id=arrived.event_id, reason=outcome.reason)
+        try:
+            async with self._database.begin() as connection:
+                await self._bury.execute(connection, **row)
+        except INFRASTRUCTURE:
+            return False
+        return True
+
+
+def _text(value: str) -> str:
+    """PostgreSQL's text has no NUL, and a message that cannot be kept would come back for ever."""
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def delivery(message: Msg, stream: str) -> Delivery:
+    """Reads the CloudEvents headers; a brand that sends none is identified by what it does send."""
+    headers = message.headers or {}
+    fallback = headers.get("Nats-Msg-Id") or hashlib.sha256(message.data).hexdigest()
+    return Delivery(
+        subject=message.subject,
+        body=message.data,
+        source=_text(headers.get("ce-source") or stream),
+        event_id=_text(headers.get("ce-id") or fallback),
+        traceparent=_text(headers.get("traceparent", ""))[:55],
+        stream=stream,
+        stream_seq=message.metadata.sequence.stream,
+    )

@@ -1,0 +1,137 @@
+"""Events leave only if their data commits: rows written with the change, sent by a relay afterwards.
+
+The relay takes what is unsent in the order of `position`; there is no watermark to skip or stall at.
+A position is drawn after the rows that order it are locked, so a member's events appear in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from services.chassis import telemetry
+from services.chassis.clock import wall
+from services.chassis.database import Connection, Statement, insert_rows, rows_of
+from services.chassis.errors import FailedPrecondition
+from services.chassis.ids import bucket, new_id
+
+MAX_BODY = 512 * 1024  # bytes; NATS takes 1 MiB, and nothing may block the relay
+
+
+class EventTooLarge(FailedPrecondition):
+    """The event would be larger than the stream takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A fact to announce: `stream`, message name, the entity whose order matters, and the message's bytes."""
+
+    stream: str
+    subject: str
+    entity_key: str
+    body: bytes
+    event_id: str
+
+
+def event(stream: str, subject: str, entity_key: str, body: bytes) -> Event:
+    """An event with a fresh id. Raises EventTooLarge."""
+    if len(body) > MAX_BODY:
+        raise EventTooLarge(bytes=len(body), limit=MAX_BODY)
+    return Event(stream, subject, entity_key, body, new_id("evt"))
+
+
+POSITION = "outbox_position"
+
+
+def outbox_tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table]:
+    """The outbox, and the stream messages that are still to be erased for a member who left."""
+    position = sa.Sequence(POSITION, metadata=metadata, cache=1)
+    outbox = sa.Table(
+        "outbox",
+        metadata,
+        sa.Column(
+            "position", sa.BigInteger, position, server_default=position.next_value(), primary_key=True
+        ),
+        sa.Column("bucket", sa.SmallInteger, nullable=False),
+        sa.Column("entity_key", sa.Text, nullable=False),
+        sa.Column("stream", sa.Text, nullable=False),
+        sa.Column("subject", sa.Text, nullable=False),
+        sa.Column("event_id", sa.Text, nullable=False),
+        sa.Column("body", sa.LargeBinary, nullable=False),
+        sa.Column("traceparent", sa.Text, nullable=False),
+        sa.Column("create_time", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("erased", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("sent_at", sa.DateTime(timezone=True)),
+        sa.Column("stream_seq", sa.BigInteger),
+        sa.CheckConstraint(f"octet_length(body) <= {MAX_BODY}", name="outbox_body_size"),
+    )
+    sa.Index("outbox_unsent", outbox.c.position, postgresql_where=outbox.c.sent_at.is_(None))
+    sa.Index("outbox_entity", outbox.c.bucket, outbox.c.entity_key)
+    erasures = sa.Table(
+        "stream_erasures",
+        metadata,
+        sa.Column("stream", sa.Text, primary_key=True),
+        sa.Column("stream_seq", sa.BigInteger, primary_key=True),
+    )
+    return outbox, erasures
+
+
+class Outbox:
+    """The outbox of one service, as its transactions see it. `wake` is called once they have committed."""
+
+    def __init__(self, outbox: sa.Table, erasures: sa.Table) -> None:
+        self._add = Statement(
+            insert_rows(
+                outbox,
+                *(
+                    "bucket",
+                    "entity_key",
+                    "stream",
+                    "subject",
+                    "event_id",
+                    "body",
+                    "traceparent",
+                    "create_time",
+                ),
+            )
+        )
+        mine = (outbox.c.bucket == sa.bindparam("b"), outbox.c.entity_key == sa.bindparam("entity"))
+        self._erase = Statement(
+            sa.update(outbox)
+            .where(*mine, sa.not_(outbox.c.erased))
+            .values(erased=True, body=b"")
+            .returning(outbox.c.stream, outbox.c.stream_seq)
+        )
+        given = rows_of(stream=sa.Text, stream_seq=sa.BigInteger)
+        self._erase_later = Statement(
+            sa.dialects.postgresql.insert(erasures)
+            .from_select(["stream", "stream_seq"], sa.select(given.c.stream, given.c.stream_seq))
+            .on_conflict_do_nothing()
+        )
+
+    async def add(self, connection: Connection, events: Sequence[Event], at: datetime | None = None) -> None:
+        """Writes events in the order given; `at` (wall time) is when they were made."""
+        made = at or wall()
+        trace = telemetry.TRACEPARENT.get()
+        await self._add.execute_rows(
+            connection,
+            [
+                (bucket(e.entity_key), e.entity_key, e.stream, e.subject, e.event_id, e.body, trace, made)
+                for e in events
+            ],
+        )
+
+    async def erase(self, connection: Connection, entity_key: str) -> int:
+        """Blanks an entity's events and has their copies in the streams deleted. Returns how many."""
+        rows = await self._erase.fetch(connection, b=bucket(entity_key), entity=entity_key)
+        await self.erase_later(
+            connection, [(r["stream"], r["stream_seq"]) for r in rows if r["stream_seq"] is not None]
+        )
+        return len(rows)
+
+    async def erase_later(self, connection: Connection, messages: Sequence[tuple[str, int]]) -> None:
+        """Has stream messages deleted, by stream and sequence."""
+        await self._erase_later.execute_rows(connection, messages)

@@ -1,0 +1,34 @@
+"""Metrics, as plain counters that Prometheus reads, and the trace that a call belongs to."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+from prometheus_client import Counter, Gauge, Histogram
+
+# W3C trace context of the work at hand; it goes into the outbox and from there on with the event.
+TRACEPARENT: ContextVar[str] = ContextVar("traceparent", default="")
+
+CALLS = Counter("rpc_calls", "Calls answered, by method and status code.", ["method", "code"])
+LATENCY = Histogram(
+    "rpc_seconds",
+    "Seconds from a call's arrival to its answer, by method.",
+    ["method"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+BATCH = Histogram(
+    "gather_batch_size",
+    "Items that shared a transaction.",
+    ["gather"],
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)
+WAITING = Gauge("gather_waiting", "Items that wait for a transaction.", ["gather"])
+SHED = Counter("gather_shed", "Items refused because too many waited.", ["gather"])
+LATE_CONNECTIONS = Counter("database_timeouts", "Times the database did not answer in time.")
+OUTBOX_SENT = Counter("outbox_sent", "Events published.", ["stream"])
+OUTBOX_UNSENT = Gauge("outbox_unsent", "Events that wait for the relay.")
+OUTBOX_AGE = Gauge("outbox_oldest_seconds", "Age of the oldest event that waits for the relay.")
+CONSUMED = Counter("consumer_messages", "Messages done with, by outcome.", ["consumer", "outcome"])
+CONSUMER_LAG = Gauge("consumer_pending", "Messages that wait for the consumer.", ["consumer"])
+JOB_RUNS = Counter("job_runs", "Runs of periodic work, by outcome.", ["job", "outcome"])
+RULE_ERRORS = Counter("rule_errors", "Conditions that failed to evaluate.", ["rule"])

@@ -1,0 +1,1 @@
+"""The `loyalty` command: a house on one machine, and what operators do."""

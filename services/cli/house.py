@@ -1,0 +1,218 @@
+"""The whole house on one machine: PostgreSQL, NATS, and each service as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.chassis.clock import TestClock
+from services.cli.servers import HOST, Guarded, Nats, Postgres, ServerError, free_port
+
+SERVICES = ("points",)
+POLL = 0.05  # seconds between looks
+START_TIMEOUT = 60.0  # seconds until a service must be ready
+ADDRESSES = ("grpc", "health", "metrics")
+FILE = "house.json"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where things listen: from a base port upwards, or wherever there is room."""
+
+    base: int | None
+
+    def of(self, index: int) -> int:
+        """The port of the index-th thing."""
+        return free_port() if self.base is None else self.base + index
+
+
+class House:
+    """Running servers and services. `close` stops all; nothing outlives this process in any case."""
+
+    def __init__(
+        self,
+        data: Path,
+        *,
+        base_port: int | None = None,
+        front: str = "grpcio",
+        postgres_settings: Mapping[str, str] = {},
+    ) -> None:
+        self.data = data
+        self.front = front
+        self._postgres_settings = postgres_settings
+        self._ports = Ports(base_port)
+        self._processes: dict[str, Guarded] = {}
+        self._addresses: dict[str, dict[str, str]] = {}
+        self.postgres: Postgres
+        self.nats: Nats
+        self.clock: TestClock | None = None
+
+    def start(self, test_clock: datetime | None = None) -> None:
+        """Starts everything; returns when each service is ready. Raises ServerError."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        clock = self.data / "clock"
+        if test_clock is not None or clock.exists():
+            self.clock = TestClock.create(clock, test_clock or datetime.min.replace(tzinfo=UTC))
+        self.postgres = Postgres.start(
+            self.data / "postgres", self._ports.of(0), settings=self._postgres_settings
+        )
+        self.nats = Nats.start(self.data / "nats", self._ports.of(1))
+        self._secrets = _secrets(self.data / "secrets.json")
+        asyncio.run(self._make_databases())
+        for number, service in enumerate(SERVICES):
+            ports = (self._ports.of(10 + 10 * number + index) for index in range(len(ADDRESSES)))
+            self._addresses[service] = {
+                name: f"{HOST}:{port}" for name, port in zip(ADDRESSES, ports, strict=True)
+            }
+            self.migrate(service)
+            self.start_service(service)
+        for service in SERVICES:
+            self.wait_ready(service)
+        (self.data / FILE).write_text(json.dumps(self.describe()))
+
+    def describe(self) -> dict[str, Any]:
+        """Where everything is, as `loyalty up` prints it."""
+        described: dict[str, Any] = {name: dict(found) for name, found in self._addresses.items()}
+        for service in SERVICES:
+            described[service]["database"] = self.database_url(service)
+        described["nats"] = self.nats.url
+        described["postgres"] = self.postgres.url()
+        described["data"] = str(self.data)
+        described["test_clock"] = str(self.data / "clock") if self.clock else None
+        return described
+
+    def database_url(self, service: str, *, owner: bool = False) -> str:
+        """Where a service's database is, for its own role or for the owner of its tables."""
+        role = f"{service}_owner" if owner else service
+        return self.postgres.url(service, role, self._secrets[role])
+
+    def start_service(self, service: str, **extra: str) -> Guarded:
+        """Starts a service's process. `extra` are settings beyond the house's own."""
+        process = Guarded(
+            [sys.executable, "-m", f"services.{service}", "serve"],
+            env=self._environment(service, extra),
+            log=self.data / f"{service}.log",
+        )
+        self._processes[service] = process
+        return process
+
+    def start_replica(self, service: str) -> str:
+        """Starts a further process of a service, on ports of its own. Returns the name it goes by here."""
+        name = f"{service}-{len(self._processes)}"
+        self._addresses[name] = {part: f"{HOST}:{free_port()}" for part in ADDRESSES}
+        self._processes[name] = Guarded(
+            [sys.executable, "-m", f"services.{service}", "serve"],
+            env=self._environment(service, {f"{p}_address": a for p, a in self._addresses[name].items()}),
+            log=self.data / f"{name}.log",
+        )
+        return name
+
+    def process(self, service: str) -> Guarded:
+        """A service's process."""
+        return self._processes[service]
+
+    def wait_ready(self, service: str) -> None:
+        """Waits until a service serves. Raises ServerError with the end of its log."""
+        process = self._processes[service]
+        with grpc.insecure_channel(self._addresses[service]["health"]) as channel:
+            request = health_pb2.HealthCheckRequest(service="ready")
+            stub = health_pb2_grpc.HealthStub(channel)
+            deadline = time.monotonic() + START_TIMEOUT
+            while process.poll() is None and time.monotonic() < deadline:
+                with suppress(grpc.RpcError):
+                    if stub.Check(request, timeout=1).status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+                time.sleep(POLL)
+        raise ServerError(f"{service} did not become ready:\n{process.tail()}")
+
+    def migrate(self, service: str) -> None:
+        """Brings a service's schema to the newest revision."""
+        with Guarded(
+            [sys.executable, "-m", f"services.{service}", "migrate"],
+            env=self._environment(service, {}),
+            log=self.data / f"{service}-migrate.log",
+        ) as process:
+            if process.wait(START_TIMEOUT):
+                raise ServerError(f"migrating {service} failed:\n{process.tail()}")
+
+    def close(self) -> None:
+        """Stops the services, then what they stand on."""
+        for process in self._processes.values():
+            process.stop()
+        for server in ("nats", "postgres"):
+            if hasattr(self, server):
+                getattr(self, server).stop()
+
+    def _environment(self, service: str, extra: Mapping[str, str]) -> dict[str, str]:
+        settings = {
+            "database_url": self.database_url(service),
+            "owner_url": self.database_url(service, owner=True),
+            "database_role": service,
+            "nats_url": self.nats.url,
+            "open_on_loopback": "true",
+            "reflection": "true",
+            "front": self.front,
+            **{f"{name}_address": address for name, address in self._addresses[service].items()},
+            **extra,
+        }
+        if self.clock:
+            settings["test_clock"] = str(self.data / "clock")
+        return {
+            **os.environ,
+            **{f"{service}_{name}".upper(): value for name, value in settings.items()},
+        }
+
+    async def _make_databases(self) -> None:
+        connection = await asyncpg.connect(self.postgres.url())
+        try:
+            for service in SERVICES:
+                for role in (service, f"{service}_owner"):
+                    if not await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", role):
+                        password = self._secrets[role]
+                        await connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
+                if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", service):
+                    await connection.execute(f"CREATE DATABASE {service} OWNER {service}_owner")
+        finally:
+            await connection.close()
+
+
+@contextmanager
+def running(
+    data: Path,
+    *,
+    base_port: int | None = None,
+    test_clock: datetime | None = None,
+    front: str = "grpcio",
+    postgres_settings: Mapping[str, str] = {},
+) -> Iterator[House]:
+    """A house for as long as the block runs."""
+    house = House(data, base_port=base_port, front=front, postgres_settings=postgres_settings)
+    try:
+        house.start(test_clock)
+        yield house
+    finally:
+        house.close()
+
+
+def _secrets(path: Path) -> dict[str, str]:
+    """Passwords of the database roles, made once per data folder."""
+    if not path.exists():
+        roles = [role for service in SERVICES for role in (service, f"{service}_owner")]
+        path.touch(mode=0o600)
+        path.write_text(json.dumps({role: secrets.token_hex(16) for role in roles}))
+    found: dict[str, str] = json.loads(path.read_text())
+    return found

@@ -1,0 +1,440 @@
+"""The gRPC edge: messages to commands, facts to messages, one transaction per call or gathered batch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from loyalty.activities.v1 import activities_service_pb2 as activities_pb
+from loyalty.activities.v1.activities_pb2 import Activity, ActivityReported
+from loyalty.activities.v1.activities_service_pb2_grpc import ActivitiesServiceServicer
+from loyalty.orders.v1 import orders_service_pb2 as orders_pb
+from loyalty.orders.v1.orders_pb2 import Order, OrderPaid
+from loyalty.orders.v1.orders_service_pb2_grpc import OrdersServiceServicer
+from loyalty.points.v1 import points_service_pb2 as pb
+from loyalty.points.v1.points_service_pb2_grpc import PointsServiceServicer
+
+from services.chassis import pagination
+from services.chassis.auth import CALLER, Access, MemberAccess, authorise
+from services.chassis.clock import Clock, wall
+from services.chassis.database import Connection, Database, Row, shielded
+from services.chassis.errors import Internal, ServiceError
+from services.chassis.ids import number_of
+from services.chassis.outbox import Event
+from services.chassis.requests import payload_hash
+from services.points import events, rules, service, store
+from services.points.batches import Batches
+from services.points.domain.ledger import NEVER, Account, Member, Transaction, Unit
+from services.points.errors import MemberUnknown, ProgrammeUnknown, TransactionUnknown
+from services.points.rules import Programmes, Source, instant
+from services.points.service import Adjust, Command, Earn, EarnFixed, Redeem
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+EXPIRING_DATES = 24
+
+READ, WRITE, ADMIN = "points.read", "points.write", "points.admin"
+_POINTS = "/loyalty.points.v1.PointsService/"
+EARN, ADJUST = f"{_POINTS}EarnPoints", f"{_POINTS}AdjustPoints"
+
+# Who may call what. A member token reads its own; nothing that gives value is open to it.
+METHODS = {
+    EARN: Access(WRITE),
+    f"{_POINTS}QuoteEarn": Access(READ, MemberAccess.READ),
+    f"{_POINTS}RedeemPoints": Access(WRITE),
+    ADJUST: Access(ADMIN),
+    f"{_POINTS}BatchPost": Access(WRITE),
+    f"{_POINTS}GetBalance": Access(READ, MemberAccess.READ),
+    f"{_POINTS}BatchGetBalances": Access(READ),
+    f"{_POINTS}GetTransaction": Access(READ, MemberAccess.READ),
+    f"{_POINTS}ListTransactions": Access(READ, MemberAccess.READ),
+    f"{_POINTS}PutProgramme": Access(ADMIN),
+    f"{_POINTS}GetProgramme": Access(READ),
+    f"{_POINTS}ListProgrammes": Access(READ),
+    f"{_POINTS}ExportMember": Access(ADMIN),
+    f"{_POINTS}EraseMember": Access(ADMIN),
+    "/loyalty.orders.v1.OrdersService/ReportOrderPaid": Access(WRITE),
+    "/loyalty.activities.v1.ActivitiesService/ReportActivity": Access(WRITE),
+}
+
+_UNITS = {pb.UNIT_POINTS: Unit.POINTS, pb.UNIT_GROWTH: Unit.GROWTH}
+
+
+class PointsApi(PointsServiceServicer):
+    """loyalty.points.v1.PointsService."""
+
+    def __init__(self, database: Database, clock: Clock, programmes: Programmes, batches: Batches) -> None:
+        self._database = database
+        self._clock = clock
+        self._programmes = programmes
+        self._batches = batches
+
+    # --- writes that are gathered ---------------------------------------------------------------------
+
+    async def EarnPoints(self, request: pb.EarnPointsRequest, context: Context) -> pb.Transaction:
+        """See the contract."""
+        return await self._post(_earn(request))
+
+    async def RedeemPoints(self, request: pb.RedeemPointsRequest, context: Context) -> pb.Transaction:
+        """See the contract."""
+        return await self._post(
+            Redeem(
+                **_common(_POINTS + "RedeemPoints", request),
+                amount=request.amount,
+                reference_id=request.reference_id,
+            )
+        )
+
+    async def AdjustPoints(self, request: pb.AdjustPointsRequest, context: Context) -> pb.Transaction:
+        """See the contract."""
+        return await self._post(_adjust(request))
+
+    async def BatchPost(self, request: pb.BatchPostRequest, context: Context) -> pb.BatchPostResponse:
+        """See the contract."""
+        futures = [self._submit_item(item) for item in request.items]
+        answers = await asyncio.gather(*futures, return_exceptions=True)
+        return pb.BatchPostResponse(results=[_result(answer) for answer in answers])
+
+    async def _submit_item(self, item: pb.BatchPostItem) -> Transaction:
+        earn = item.WhichOneof("command") == "earn"
+        message = item.earn if earn else item.adjust
+        authorise(CALLER.get(), METHODS[EARN if earn else ADJUST], message.member_id)
+        return await self._submit(_earn(item.earn) if earn else _adjust(item.adjust))
+
+    async def _post(self, command: Command) -> pb.Transaction:
+        return events.transaction(await self._submit(command))
+
+    async def _submit(self, command: Command) -> Transaction:
+        answer = await self._batches.posts.submit(command)
+        assert isinstance(answer, Transaction)  # noqa: S101 - only events and sweeps may find nothing to do
+        return answer
+
+    # --- reads ----------------------------------------------------------------------------------------
+
+    async def GetBalance(self, request: pb.GetBalanceRequest, context: Context) -> pb.Balance:
+        """See the contract."""
+        member = await self._batches.balances.submit(request.member_id)
+        if member is None:
+            raise MemberUnknown(member_id=request.member_id)
+        return _balance(member)
+
+    async def BatchGetBalances(
+        self, request: pb.BatchGetBalancesRequest, context: Context
+    ) -> pb.BatchGetBalancesResponse:
+        """See the contract."""
+        async with self._database.read() as connection:
+            members = await service.balances(connection, request.member_ids, self._clock.now())
+        return pb.BatchGetBalancesResponse(balances=[_balance(m) for m in members if m is not None])
+
+    async def QuoteEarn(self, request: pb.QuoteEarnRequest, context: Context) -> pb.QuoteEarnResponse:
+        """See the contract."""
+        source = _source(request.order if request.HasField("order") else request.activity)
+        async with self._database.read() as connection:
+            programme, gains = await service.quote(
+                connection,
+                request.member_id,
+                source,
+                self._programmes,
+                occur_time=_occur_time(request),
+                may_backdate=CALLER.get().has(ADMIN),
+                at=self._clock.now(),
+            )
+        return pb.QuoteEarnResponse(
+            points=sum(g.amount for g in gains if g.unit is Unit.POINTS),
+            growth=sum(g.amount for g in gains if g.unit is Unit.GROWTH),
+            contributions=[
+                pb.Contribution(rule_id=g.rule_id, unit=events.UNITS[g.unit], amount=g.amount, error=g.error)
+                for g in gains
+            ],
+            programme_version=programme.version,
+        )
+
+    async def GetTransaction(self, request: pb.GetTransactionRequest, context: Context) -> pb.Transaction:
+        """See the contract."""
+        async with self._database.read() as connection:
+            found = await store.find_transaction(
+                connection, request.member_id, number_of(request.transaction_id)
+            )
+        if found is None or found.transaction_id != request.transaction_id:
+            raise TransactionUnknown(transaction_id=request.transaction_id)
+        return events.transaction(found)
+
+    async def ListTransactions(
+        self, request: pb.ListTransactionsRequest, context: Context
+    ) -> pb.ListTransactionsResponse:
+        """See the contract."""
+        chosen = store.Filter(
+            kinds=[pb.TransactionKind.Name(k).removeprefix("TRANSACTION_KIND_") for k in request.kinds]
+            or None,
+            unit=_UNITS[request.unit].value if request.unit else None,
+            order=request.order_id or None,
+            since=instant(request.occur_from_time) if request.HasField("occur_from_time") else None,
+            until=instant(request.occur_until_time) if request.HasField("occur_until_time") else None,
+        )
+        rows, token = await self._page(request, chosen)
+        found = [events.transaction(store.to_transaction(row)) for row in rows]
+        return pb.ListTransactionsResponse(transactions=found, next_page_token=token)
+
+    async def ExportMember(
+        self, request: pb.ExportMemberRequest, context: Context
+    ) -> pb.ExportMemberResponse:
+        """See the contract."""
+        rows, token = await self._page(request, store.Filter())
+        async with self._database.read() as connection:
+            (member,) = await service.balances(connection, [request.member_id], self._clock.now())
+        if member is None:
+            raise MemberUnknown(member_id=request.member_id)
+        return pb.ExportMemberResponse(
+            balance=_balance(member), transactions=[_exported(row) for row in rows], next_page_token=token
+        )
+
+    async def _page(
+        self, request: pb.ListTransactionsRequest | pb.ExportMemberRequest, chosen: store.Filter
+    ) -> tuple[Sequence[Row], str]:
+        question = _question(request)
+        before = pagination.read_token(question, request.page_token)
+        size = pagination.page_size(request.page_size)
+        async with self._database.read() as connection:
+            rows = await store.page(connection, request.member_id, chosen, before, size + 1)
+        token = pagination.make_token(question, rows[size - 1]["seq"]) if len(rows) > size else ""
+        return rows[:size], token
+
+    # --- the programme, and erasing -------------------------------------------------------------------
+
+    async def PutProgramme(self, request: pb.PutProgrammeRequest, context: Context) -> pb.Programme:
+        """See the contract."""
+        rules.compile_programme(request.programme)
+        caller, now = CALLER.get().subject, self._clock.now()
+        payload = payload_hash(_POINTS + "PutProgramme", request)
+
+        async def work() -> pb.Programme:
+            async with self._database.begin() as connection:
+                first = await store.REQUESTS.find(connection, caller, request.request_id, payload)
+                if first is not None:
+                    return pb.Programme.FromString(first)
+                programme = await self._next(connection, request.programme, now)
+                if not request.validate_only:
+                    body = programme.SerializeToString()
+                    await store.add_programme(
+                        connection,
+                        version=programme.version,
+                        effective_time=instant(programme.effective_time),
+                        create_time=now,
+                        author=caller,
+                        body=body,
+                    )
+                    await store.REQUESTS.keep(
+                        connection, caller, request.request_id, payload, answer=body, at=wall()
+                    )
+                return programme
+
+        return await shielded(work)
+
+    async def _next(self, connection: Connection, put: pb.Programme, now: datetime) -> pb.Programme:
+        effective = instant(put.effective_time) if put.HasField("effective_time") else None
+        version, effective = await service.next_programme(
+            connection, effective, put.time_zone, put.currency_code, now
+        )
+        programme = pb.Programme()
+        programme.CopyFrom(put)
+        programme.version = version
+        programme.effective_time.CopyFrom(events.timestamp(effective))
+        programme.create_time.CopyFrom(events.timestamp(now))
+        return programme
+
+    async def GetProgramme(self, request: pb.GetProgrammeRequest, context: Context) -> pb.Programme:
+        """See the contract."""
+        async with self._database.read() as connection:
+            version = request.version or await store.head_version(connection, self._clock.now())
+            row = await store.programme(connection, version) if version else None
+        if row is None:
+            raise ProgrammeUnknown(version=request.version)
+        return pb.Programme.FromString(row["body"])
+
+    async def ListProgrammes(
+        self, request: pb.ListProgrammesRequest, context: Context
+    ) -> pb.ListProgrammesResponse:
+        """See the contract."""
+        question = _question(request)
+        before = pagination.read_token(question, request.page_token)
+        size = pagination.page_size(request.page_size)
+        async with self._database.read() as connection:
+            rows = await store.programme_page(connection, before, size + 1)
+        token = pagination.make_token(question, rows[size - 1]["version"]) if len(rows) > size else ""
+        programmes = [pb.Programme.FromString(row["body"]) for row in rows[:size]]
+        return pb.ListProgrammesResponse(programmes=programmes, next_page_token=token)
+
+    async def EraseMember(self, request: pb.EraseMemberRequest, context: Context) -> pb.EraseMemberResponse:
+        """See the contract."""
+        payload = payload_hash(_POINTS + "EraseMember", request)
+        now = self._clock.now()
+
+        async def work() -> pb.EraseMemberResponse:
+            async with self._database.begin() as connection:
+                scope = request.member_id
+                first = await store.REQUESTS.find(connection, scope, request.request_id, payload)
+                if first is not None:
+                    return pb.EraseMemberResponse.FromString(first)
+                notes, sources, announced = await service.erase(connection, scope, now)
+                answer = pb.EraseMemberResponse(
+                    erase_time=events.timestamp(now), notes=notes, sources=sources, events=announced
+                )
+                await store.REQUESTS.keep(
+                    connection,
+                    scope,
+                    request.request_id,
+                    payload,
+                    answer=answer.SerializeToString(),
+                    at=wall(),
+                )
+                return answer
+
+        return await shielded(work)
+
+
+class BrandApi(OrdersServiceServicer, ActivitiesServiceServicer):
+    """loyalty.orders.v1.OrdersService and loyalty.activities.v1.ActivitiesService."""
+
+    def __init__(self, database: Database, batches: Batches) -> None:
+        self._database = database
+        self._batches = batches
+
+    async def ReportOrderPaid(
+        self, request: orders_pb.ReportOrderPaidRequest, context: Context
+    ) -> orders_pb.ReportOrderPaidResponse:
+        """See the contract."""
+        rules.read_order(request.order)
+        event = events.order_paid(OrderPaid(member_id=request.member_id, order=request.order))
+        event_id = await self._announce("ReportOrderPaid", request, event)
+        return orders_pb.ReportOrderPaidResponse(event_id=event_id)
+
+    async def ReportActivity(
+        self, request: activities_pb.ReportActivityRequest, context: Context
+    ) -> activities_pb.ReportActivityResponse:
+        """See the contract."""
+        message = ActivityReported(member_id=request.member_id, activity=request.activity)
+        event_id = await self._announce("ReportActivity", request, events.activity_reported(message))
+        return activities_pb.ReportActivityResponse(event_id=event_id)
+
+    async def _announce(
+        self,
+        method: str,
+        request: orders_pb.ReportOrderPaidRequest | activities_pb.ReportActivityRequest,
+        event: Event,
+    ) -> str:
+        payload = payload_hash(method, request)
+
+        async def work() -> str:
+            async with self._database.begin() as connection:
+                scope = request.member_id
+                first = await store.REQUESTS.find(connection, scope, request.request_id, payload)
+                if first is not None:
+                    return first.decode()
+                await store.OUTBOX.add(connection, [event])
+                await store.REQUESTS.keep(
+                    connection, scope, request.request_id, payload, answer=event.event_id.encode(), at=wall()
+                )
+                return event.event_id
+
+        event_id = await shielded(work)
+        self._batches.wake()
+        return event_id
+
+
+# --- messages to commands and back --------------------------------------------------------------------
+
+
+def _common(method: str, request: Any) -> dict[str, Any]:
+    caller = CALLER.get()
+    return {
+        "member_id": request.member_id,
+        "request_id": request.request_id,
+        "payload_hash": payload_hash(method, request),
+        "actor": caller.subject,
+        "occur_time": _occur_time(request),
+        "may_backdate": caller.has(ADMIN),
+    }
+
+
+def _occur_time(request: Any) -> datetime | None:
+    return instant(request.occur_time) if request.HasField("occur_time") else None
+
+
+def _source(message: Order | Activity) -> Source:
+    return rules.read_order(message) if isinstance(message, Order) else rules.read_activity(message)
+
+
+def _earn(request: pb.EarnPointsRequest) -> Command:
+    if request.HasField("fixed"):
+        fixed = request.fixed
+        return EarnFixed(
+            **_common(EARN, request), unit=_UNITS[fixed.unit], amount=fixed.amount, reason=fixed.reason
+        )
+    source = _source(request.order if request.HasField("order") else request.activity)
+    return Earn(**_common(EARN, request), source=source)
+
+
+def _adjust(request: pb.AdjustPointsRequest) -> Command:
+    return Adjust(
+        **_common(ADJUST, request), unit=_UNITS[request.unit], amount=request.amount, reason=request.reason
+    )
+
+
+def _result(answer: Transaction | BaseException) -> pb.BatchPostResult:
+    if isinstance(answer, Transaction):
+        return pb.BatchPostResult(transaction=events.transaction(answer))
+    if not isinstance(answer, ServiceError) or isinstance(answer, Internal):
+        raise answer  # a defect is not an answer
+    error = pb.BatchPostError(
+        code=answer.kind.value, reason=answer.reason, message=answer.message, metadata=answer.metadata
+    )
+    return pb.BatchPostResult(error=error)
+
+
+def _balance(member: Member) -> pb.Balance:
+    b = member.balances
+    ends: dict[datetime, int] = {}
+    for lot in sorted(member.lots, key=lambda lot: lot.expires_at or NEVER):
+        if lot.expires_at is not None and lot.remaining:
+            ends[lot.expires_at] = ends.get(lot.expires_at, 0) + lot.remaining
+    return pb.Balance(
+        member_id=member.member_id,
+        available=b[Account.AVAILABLE],
+        pending=b[Account.PENDING],
+        held=b[Account.HELD],
+        owed=b[Account.OWED],
+        lifetime_earned=member.lifetime_earned,
+        growth=b[Account.GROWTH],
+        tier=member.tier,
+        version=member.version,
+        expiring=[
+            pb.ExpiringPoints(amount=amount, expire_time=events.timestamp(end))
+            for end, amount in list(ends.items())[:EXPIRING_DATES]
+        ],
+    )
+
+
+def _exported(row: Row) -> pb.ExportedTransaction:
+    exported = pb.ExportedTransaction(
+        transaction=events.transaction(store.to_transaction(row)),
+        reason=row["text"] or "",
+        actor=row["actor"],
+    )
+    if row["source"] is not None and row["order_id"]:
+        exported.order.ParseFromString(row["source"])
+    elif row["source"] is not None:
+        exported.activity.ParseFromString(row["source"])
+    return exported
+
+
+def _question(request: Message) -> bytes:
+    """What a page token belongs to: the request but for where it is in it."""
+    question = type(request)()
+    question.CopyFrom(request)
+    question.ClearField("page_token")
+    question.ClearField("page_size")
+    return question.SerializeToString(deterministic=True)

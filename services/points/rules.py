@@ -1,0 +1,247 @@
+"""The programme as it is put, compiled; orders and activities as facts; conditions evaluated.
+
+The only place that knows both CEL and the rules: it hands plain facts to `domain`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fractions import Fraction
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from loyalty.activities.v1.activities_pb2 import Activity
+from loyalty.orders.v1.orders_pb2 import Order
+from loyalty.points.v1 import points_service_pb2 as pb
+
+from services.chassis import telemetry
+from services.chassis.errors import MalformedRequest, Violation
+from services.chassis.expressions import (
+    TIMESTAMP,
+    EvaluationFailed,
+    Expression,
+    ExpressionInvalid,
+    Vocabulary,
+)
+from services.points.domain.earning import Basis, Match, Rule, RuleBook, Scope, gains
+from services.points.domain.ledger import Expiry, Gain, Terms, Unit
+from services.points.errors import ProgrammeInvalid, TotalMismatch
+
+COMPILED = 8  # versions of the programme kept compiled
+
+_ALWAYS = {"member": pb.Member.DESCRIPTOR.full_name, "now": TIMESTAMP}
+_ORDER = {**_ALWAYS, "order": Order.DESCRIPTOR.full_name}
+_LINE = {**_ORDER, "line": "loyalty.orders.v1.OrderLine"}
+_VOCABULARIES = {
+    Scope.ORDER: Vocabulary(_ORDER),
+    Scope.LINE: Vocabulary(_LINE),
+    Scope.ACTIVITY: Vocabulary({**_ALWAYS, "activity": Activity.DESCRIPTOR.full_name}),
+}
+_SCOPES = {
+    pb.RULE_SCOPE_ORDER: Scope.ORDER,
+    pb.RULE_SCOPE_LINE: Scope.LINE,
+    pb.RULE_SCOPE_ACTIVITY: Scope.ACTIVITY,
+}
+_UNITS = {pb.UNIT_POINTS: Unit.POINTS, pb.UNIT_GROWTH: Unit.GROWTH}
+
+
+def instant(timestamp: Timestamp) -> datetime:
+    """A Timestamp in UTC, to the microsecond. Raises MalformedRequest for one that is none."""
+    try:
+        return timestamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:  # the contract's rules see only the seconds
+        raise MalformedRequest(violations=[Violation("", f"a timestamp is not valid: {error}")]) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An order or an activity to earn on."""
+
+    scope: Scope
+    id: str
+    body: bytes
+    body_hash: bytes
+    occur_time: datetime
+    currency_code: str | None
+    basis: Basis
+    message: Order | Activity
+
+
+def read_order(order: Order) -> Source:
+    """An order as facts. Raises TotalMismatch."""
+    lines = tuple(line.amount_minor for line in order.lines)
+    total = sum(lines) + order.delivery_fee_minor
+    if total != order.total_minor:
+        raise TotalMismatch(
+            violations=[
+                Violation("order.total_minor", f"is {order.total_minor}, the parts sum up to {total}")
+            ]
+        )
+    body = order.SerializeToString(deterministic=True)
+    return Source(
+        Scope.ORDER,
+        order.order_id,
+        body,
+        hashlib.sha256(body).digest(),
+        instant(order.paid_time),
+        order.currency_code,
+        Basis(lines, total),
+        order,
+    )
+
+
+def read_activity(activity: Activity) -> Source:
+    """An activity as facts."""
+    body = activity.SerializeToString(deterministic=True)
+    return Source(
+        Scope.ACTIVITY,
+        activity.activity_id,
+        body,
+        hashlib.sha256(body).digest(),
+        instant(activity.occur_time),
+        None,
+        Basis((), activity.amount_minor),
+        activity,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Programme:
+    """A version of the programme, ready to be asked."""
+
+    version: int
+    book: RuleBook
+    conditions: tuple[tuple[Rule, Expression | None], ...]
+
+    @property
+    def terms(self) -> Terms:
+        """What holds whatever rule gives."""
+        return self.book.terms
+
+    @property
+    def has_daily_caps(self) -> bool:
+        """Whether any rule counts per day."""
+        return any(rule.cap_per_day for rule in self.book.rules)
+
+    def gains(
+        self,
+        source: Source,
+        occur: datetime,
+        tier: str,
+        facts: Mapping[str, str],
+        used_today: Mapping[str, int],
+    ) -> list[Gain]:
+        """What the rules give for an order or activity that occurred at `occur`."""
+        member = pb.Member(tier=tier, facts=facts)
+        matches: list[Match] = []
+        if source.scope is Scope.ACTIVITY:
+            known: dict[str, Any] = {"member": member, "now": occur, "activity": source.message}
+        else:
+            known = {"member": member, "now": occur, "order": source.message}
+        whole = _VOCABULARIES[source.scope].facts(known)
+        lines: list[Any] | None = None
+        for rule, condition in self.conditions:
+            if not rule.holds_at(occur):
+                continue
+            try:
+                if rule.scope is source.scope:
+                    if condition is None or condition.holds(whole):
+                        matches.append(Match(rule))
+                elif rule.scope is Scope.LINE and source.scope is Scope.ORDER:
+                    assert isinstance(source.message, Order)  # noqa: S101 - narrows the type
+                    if condition is not None and lines is None:
+                        vocabulary = _VOCABULARIES[Scope.LINE]
+                        lines = [vocabulary.facts({**known, "line": line}) for line in source.message.lines]
+                    matching = frozenset(
+                        index
+                        for index in range(len(source.basis.lines))
+                        if condition is None or (lines is not None and condition.holds(lines[index]))
+                    )
+                    if matching:
+                        matches.append(Match(rule, matching))
+            except EvaluationFailed as error:
+                telemetry.RULE_ERRORS.labels(rule.rule_id).inc()
+                matches.append(Match(rule, error=str(error)[:200]))
+        return gains(self.book, matches, source.basis, used_today)
+
+
+def compile_programme(message: pb.Programme) -> Programme:
+    """Compiles a programme. Raises ProgrammeInvalid with every fault and its place."""
+    faults: list[Violation] = []
+    rules = [_rule(rule, f"programme.earn_rules[{i}]", faults) for i, rule in enumerate(message.earn_rules)]
+    conditions: list[tuple[Rule, Expression | None]] = []
+    for index, (rule, source) in enumerate(zip(rules, message.earn_rules, strict=True)):
+        expression = None
+        if source.when:
+            try:
+                expression = _VOCABULARIES[rule.scope].compile(source.when)
+            except ExpressionInvalid as error:
+                faults.append(Violation(f"programme.earn_rules[{index}].when", str(error)))
+        conditions.append((rule, expression))
+    try:
+        zone = ZoneInfo(message.time_zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        faults.append(Violation("programme.time_zone", f"{message.time_zone} is not an IANA time zone"))
+        zone = ZoneInfo("UTC")
+    if faults:
+        raise ProgrammeInvalid(violations=faults)
+    expiry = _expiry(message.expiry) if message.HasField("expiry") else None
+    terms = Terms(message.version, zone, message.currency_code, expiry, message.pending_days)
+    return Programme(message.version, RuleBook.of(terms, rules), tuple(conditions))
+
+
+def _rule(message: pb.EarnRule, place: str, faults: list[Violation]) -> Rule:
+    give = message.WhichOneof("give")
+    multiplier = Fraction(message.multiplier) if give == "multiplier" else None
+    start = instant(message.valid_from_time) if message.HasField("valid_from_time") else None
+    end = instant(message.valid_until_time) if message.HasField("valid_until_time") else None
+    if multiplier is not None and multiplier < 1:
+        faults.append(Violation(f"{place}.multiplier", "must be at least 1"))
+    if start is not None and end is not None and start >= end:
+        faults.append(Violation(f"{place}.valid_until_time", "must be after valid_from_time"))
+    if message.unit == pb.UNIT_GROWTH and message.HasField("expiry"):
+        faults.append(Violation(f"{place}.expiry", "growth does not expire"))
+    return Rule(
+        rule_id=message.rule_id,
+        scope=_SCOPES[message.scope],
+        unit=_UNITS[message.unit],
+        best=message.stack == pb.RULE_STACK_BEST,
+        per=Fraction(message.per.points, message.per.amount_minor) if give == "per" else None,
+        multiplier=multiplier,
+        fixed=message.fixed if give == "fixed" else None,
+        valid_from=start,
+        valid_until=end,
+        cap_per_order=message.cap_per_order,
+        cap_per_day=message.cap_per_day,
+        expiry=_expiry(message.expiry) if message.HasField("expiry") else None,
+    )
+
+
+def _expiry(message: pb.Expiry) -> Expiry:
+    if message.WhichOneof("end") == "rolling_months":
+        return Expiry(rolling_months=message.rolling_months)
+    return Expiry(calendar_years=message.calendar_years)
+
+
+class Programmes:
+    """Compiled versions. A version never changes, so a compiled one is as good as the row."""
+
+    def __init__(self) -> None:
+        self._compiled: OrderedDict[int, Programme] = OrderedDict()
+
+    def get(self, version: int) -> Programme | None:
+        """A version compiled before."""
+        return self._compiled.get(version)
+
+    def keep(self, body: bytes) -> Programme:
+        """Compiles a stored version."""
+        programme = compile_programme(pb.Programme.FromString(body))
+        self._compiled[programme.version] = programme
+        while len(self._compiled) > COMPILED:
+            self._compiled.popitem(last=False)
+        return programme

@@ -1,0 +1,31 @@
+"""Erasing a member."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from services.chassis.database import Connection, Statement
+from services.chassis.ids import bucket
+from services.points import tables as t
+from services.points.store.boxes import INBOX, OUTBOX
+from services.points.store.rows import OF_MEMBER
+
+_ERASE_NOTES = Statement(
+    sa.delete(t.notes).where(
+        t.notes.c.bucket == sa.bindparam("b"), t.notes.c.member_id == sa.bindparam("member")
+    )
+)
+_ERASE_SOURCES = Statement(
+    sa.update(t.transactions).where(*OF_MEMBER, t.transactions.c.source.is_not(None)).values(source=None)
+)
+
+
+async def erase(connection: Connection, member_id: str) -> tuple[int, int, int]:
+    """Removes a locked member's free text, sources and events. Returns how many of each."""
+    key = {"b": bucket(member_id), "member": member_id}
+    notes = await _ERASE_NOTES.execute(connection, **key)
+    sources = await _ERASE_SOURCES.execute(connection, **key)
+    events = await OUTBOX.erase(connection, member_id)
+    received = await INBOX.of_member(connection, member_id)
+    await OUTBOX.erase_later(connection, [(row["stream"], row["stream_seq"]) for row in received])
+    return notes, sources, events

@@ -1,0 +1,118 @@
+"""Rows to domain and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from services.chassis.database import Row, rows_of
+from services.chassis.ids import bucket
+from services.points import tables as t
+from services.points.domain.ledger import (
+    Account,
+    Balances,
+    Contribution,
+    Lot,
+    Member,
+    Transaction,
+    TransactionKind,
+    Transfer,
+    Unit,
+)
+
+BALANCES = ("available", "pending", "held", "owed", "growth", "lifetime_earned")
+MEMBER_ACCOUNTS = (Account.AVAILABLE, Account.PENDING, Account.HELD, Account.OWED, Account.GROWTH)
+LOT = ("seq", "part", "pending", "available_at", "expires_at", "remaining")
+OF_MEMBER = (
+    t.transactions.c.bucket == sa.bindparam("b"),
+    t.transactions.c.member_id == sa.bindparam("member"),
+)
+
+
+def given_members() -> tuple[sa.TableValuedAlias, Any]:
+    """Members given as rows of keys, and the condition that a table is about them."""
+    given = rows_of(bucket=sa.SmallInteger, member_id=sa.Text)
+    return given, lambda table: sa.and_(
+        table.c.bucket == given.c.bucket, table.c.member_id == given.c.member_id
+    )
+
+
+def to_lot(values: Sequence[Any]) -> Lot:
+    """A lot from the columns LOT."""
+    seq, part, pending, available_at, expires_at, remaining = values
+    return Lot(seq, part, pending, available_at, expires_at, remaining, stored=True)
+
+
+def keys(member_ids: Iterable[str]) -> list[tuple[int, str]]:
+    """Keys in the order in which members are locked."""
+    return sorted((bucket(member_id), member_id) for member_id in member_ids)
+
+
+def keyed(pairs: Iterable[tuple[str, str]]) -> list[tuple[int, str, str]]:
+    """Keys of members, each with something of its own."""
+    return [(bucket(member_id), member_id, key) for member_id, key in pairs]
+
+
+def to_member(row: Row) -> Member:
+    """A member without lots."""
+    return Member(
+        row["member_id"],
+        {account: row[account.value] for account in MEMBER_ACCOUNTS},
+        row["lifetime_earned"],
+        row["seq"],
+        row["head_hash"],
+        row["version"],
+        row["tier"],
+        row["last_time"],
+        row["next_due_time"],
+        unloaded_due_time=row["next_due_time"],
+    )
+
+
+def to_transaction(row: Row) -> Transaction:
+    """A ledger row as the fact it is."""
+    return Transaction(
+        transaction_id=row["transaction_id"],
+        member_id=row["member_id"],
+        kind=TransactionKind(row["kind"]),
+        request_id=row["request_id"],
+        payload_hash=row["payload_hash"],
+        order_id=row["order_id"] or "",
+        activity_id=row["activity_id"] or "",
+        reference_id=row["reference_id"] or "",
+        reverses_transaction_id=row["reverses_transaction_id"] or "",
+        occur_time=row["occur_time"],
+        create_time=row["create_time"],
+        programme_version=row["programme_version"],
+        seq=row["seq"],
+        transfers=tuple(
+            Transfer(Unit(unit), Account(debit), Account(credit), amount)
+            for unit, debit, credit, amount in json.loads(row["transfers"])
+        ),
+        contributions=tuple(
+            Contribution(rule_id, Unit(unit), amount, error)
+            for rule_id, unit, amount, error in json.loads(row["contributions"])
+        ),
+        balance=Balances(*(row[name] for name in BALANCES)),
+        hash=row["hash"],
+        actor=row["actor"],
+    )
+
+
+def member_row(m: Member) -> tuple[Any, ...]:
+    """A member as its row is updated."""
+    balances = (m.balances[account] for account in MEMBER_ACCOUNTS)
+    return (
+        bucket(m.member_id),
+        m.member_id,
+        *balances,
+        m.lifetime_earned,
+        m.seq,
+        m.head_hash,
+        m.version,
+        m.last_time,
+        m.next_due_time,
+    )

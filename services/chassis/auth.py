@@ -16,7 +16,8 @@ from enum import Enum
 from pathlib import Path
 
 import jwt
-from jwt import InvalidTokenError, PyJWK, PyJWKSet
+import structlog
+from jwt import InvalidTokenError, PyJWK, PyJWTError
 
 from services.chassis.errors import PermissionDenied, Unauthenticated
 
@@ -24,6 +25,8 @@ ALGORITHMS = ["EdDSA", "RS256"]
 REMEMBERED = 10_000  # tokens
 LEEWAY = 5  # seconds of skew between us and the issuer
 KEYS_MAX_AGE = 5.0  # seconds between looks at the JWKS file
+
+log = structlog.get_logger()
 
 
 class TokenMissing(Unauthenticated):
@@ -69,7 +72,7 @@ class Caller:
     subject: str
     scopes: frozenset[str]
     member_id: str | None = None
-    expires: float = float("inf")  # Unix seconds
+    expires: float = float("inf")  # Unix seconds, the leeway included
     everything: bool = False
 
     def has(self, scope: str) -> bool:
@@ -101,7 +104,7 @@ class Authenticator:
         if not authorization or not authorization.startswith("Bearer "):
             raise TokenMissing
         if time.monotonic() - self._looked > KEYS_MAX_AGE:
-            self._load()
+            self._reload()
         digest = hashlib.sha256(authorization.encode()).digest()
         caller = self._known.get(digest)
         if caller is None:
@@ -113,6 +116,13 @@ class Authenticator:
             raise TokenInvalid
         return caller
 
+    def _reload(self) -> None:
+        """Takes up a changed file; one that cannot be read, being half written, leaves the keys as they are."""
+        try:
+            self._load()
+        except (OSError, ValueError, KeyError, TypeError, PyJWTError) as error:
+            log.warning("keys_unreadable", error=repr(error))
+
     def _load(self) -> None:
         assert self._file is not None  # noqa: S101 - narrows the type
         self._looked = time.monotonic()
@@ -120,8 +130,8 @@ class Authenticator:
         stamp = (stat.st_mtime_ns, stat.st_size)
         if stamp == self._stamp:
             return
-        keys = PyJWKSet.from_dict(json.loads(self._file.read_text()))
-        self._keys = {key.key_id: key for key in keys.keys if key.key_id}
+        keys = json.loads(self._file.read_text())["keys"]  # PyJWKSet refuses none, which withdraws them all
+        self._keys = {key["kid"]: PyJWK.from_dict(key) for key in keys if key.get("kid")}
         self._stamp = stamp
         self._known.clear()  # a key may have been withdrawn
 
@@ -141,7 +151,7 @@ class Authenticator:
             member = claims.get("member_id")
             if member is not None and not isinstance(member, str):
                 raise TokenInvalid
-            return Caller(str(claims["sub"]), scopes, member, float(claims["exp"]))
+            return Caller(str(claims["sub"]), scopes, member, float(claims["exp"]) + LEEWAY)
         except (InvalidTokenError, KeyError, ValueError, TypeError):
             raise TokenInvalid from None
 

@@ -7,6 +7,7 @@ on grpc.aio an empty chain alone costs a quarter of a small call. Both fronts ta
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
@@ -36,6 +37,8 @@ NAMED_WHOLLY = 16 * 1024  # bytes of a request up to which every violation is lo
 # An answer's details are metadata, of which clients take 8 KB; what they quote may be the caller's own text.
 MAX_VIOLATIONS = 16
 MAX_MESSAGE, MAX_DESCRIPTION = 400, 120  # characters
+
+_TRACEPARENT = re.compile("[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 log = structlog.get_logger()
 
@@ -77,7 +80,6 @@ class Interceptors:
         self._methods = methods
         self._authenticator = authenticator
         self._call_timeout = call_timeout
-        self._wrapped: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
 
     def add_generic_rpc_handlers(self, _handlers: Any) -> None:
         """Ignored: the handlers come again, by method, in the next call."""
@@ -99,11 +101,12 @@ class Interceptors:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             started = time.perf_counter()
             try:
-                self._admit(request, access, context)
+                traceparent = self._admit(request, access, context)
                 remaining = context.time_remaining()
                 timeout = self._call_timeout if remaining is None else min(remaining, self._call_timeout)
-                async with asyncio.timeout(timeout):
-                    answer = await behaviour(request, context)
+                with telemetry.span(method, traceparent):
+                    async with asyncio.timeout(timeout):
+                        answer = await behaviour(request, context)
             except asyncio.CancelledError:
                 telemetry.CALLS.labels(method, "CANCELLED").inc()
                 raise
@@ -122,20 +125,21 @@ class Interceptors:
             response_serializer=handler.response_serializer,
         )
 
-    def _admit(self, request: Any, access: Access, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    def _admit(self, request: Any, access: Access, context: grpc.aio.ServicerContext[Any, Any]) -> str:
+        """Lets a call pass and returns the trace it belongs to."""
         authorization, traceparent = None, ""
         for key, value in context.invocation_metadata() or ():
             if key == "authorization":
                 authorization = value if isinstance(value, str) else None
             elif key == "traceparent" and isinstance(value, str):
-                traceparent = value[:55]
+                traceparent = value if _TRACEPARENT.fullmatch(value) else ""
         caller = self._authenticator.caller(authorization)
         if isinstance(request, _Unreadable):
             raise MalformedRequest(violations=[Violation("", "the bytes are not a valid message")])
         authorise(caller, access, getattr(request, "member_id", None))
         CALLER.set(caller)
-        telemetry.TRACEPARENT.set(traceparent)
         validate(request)
+        return traceparent
 
     async def _refuse(self, context: grpc.aio.ServicerContext[Any, Any], error: ServiceError) -> NoReturn:
         await context.abort_with_status(rpc_status.to_status(to_status(error, self._domain)))

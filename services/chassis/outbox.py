@@ -12,7 +12,6 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from services.chassis import telemetry
 from services.chassis.clock import wall
 from services.chassis.database import Connection, Statement, insert_rows, rows_of
 from services.chassis.errors import FailedPrecondition
@@ -34,13 +33,14 @@ class Event:
     entity_key: str
     body: bytes
     event_id: str
+    traceparent: str
 
 
-def event(stream: str, subject: str, entity_key: str, body: bytes) -> Event:
-    """An event with a fresh id. Raises EventTooLarge."""
+def event(stream: str, subject: str, entity_key: str, body: bytes, traceparent: str) -> Event:
+    """An event with a fresh id, part of the trace that caused it. Raises EventTooLarge."""
     if len(body) > MAX_BODY:
         raise EventTooLarge(bytes=len(body), limit=MAX_BODY)
-    return Event(stream, subject, entity_key, body, new_id("evt"))
+    return Event(stream, subject, entity_key, body, new_id("evt"), traceparent)
 
 
 POSITION = "outbox_position"
@@ -115,11 +115,19 @@ class Outbox:
     async def add(self, connection: Connection, events: Sequence[Event], at: datetime | None = None) -> None:
         """Writes events in the order given; `at` (wall time) is when they were made."""
         made = at or wall()
-        trace = telemetry.TRACEPARENT.get()
         await self._add.execute_rows(
             connection,
             [
-                (bucket(e.entity_key), e.entity_key, e.stream, e.subject, e.event_id, e.body, trace, made)
+                (
+                    bucket(e.entity_key),
+                    e.entity_key,
+                    e.stream,
+                    e.subject,
+                    e.event_id,
+                    e.body,
+                    e.traceparent,
+                    made,
+                )
                 for e in events
             ],
         )

@@ -18,7 +18,7 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.chassis import failpoints, logs
+from services.chassis import failpoints, logs, telemetry
 from services.chassis.auth import Access, Authenticator
 from services.chassis.interceptors import Interceptors, Registrar
 from services.chassis.settings import ServiceSettings
@@ -39,7 +39,18 @@ OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+)
+
+# Clients that balance by themselves look addresses up again only when a connection ends. The native front
+# has no such option; neither needs it behind a proxy.
+GRPCIO_OPTIONS: Sequence[tuple[str, Any]] = (
+    *OPTIONS,
+    # Beyond these grpcio itself sheds, with CANCELLED, which no client takes for a reason to try again.
+    ("grpc.server.max_pending_requests", MAX_CONCURRENT),
+    ("grpc.server.max_pending_requests_hard_limit", MAX_CONCURRENT),
     ("grpc.so_reuseport", 0),
+    ("grpc.max_connection_age_ms", 300_000),
+    ("grpc.max_connection_age_grace_ms", 30_000),
 )
 
 log = structlog.get_logger()
@@ -71,6 +82,8 @@ def run(settings: ServiceSettings, service: str, build: Callable[[], Awaitable[P
     """Runs a service until SIGTERM or SIGINT."""
     logs.configure(settings.log_level, settings.log_format, service)
     failpoints.arm(settings.failpoint)
+    if settings.otlp_endpoint:
+        telemetry.start_traces(service, settings.otlp_endpoint)
     uvloop.run(serve(settings, build))
 
 
@@ -129,10 +142,9 @@ def _authenticator(settings: ServiceSettings) -> Authenticator:
 
 def _front(settings: ServiceSettings) -> grpc.aio.Server:
     if settings.front == "native":
-        known = [option for option in OPTIONS if option[0] != "grpc.so_reuseport"]
-        server: grpc.aio.Server = pygrpc_native.aio.server(options=known)
+        server: grpc.aio.Server = pygrpc_native.aio.server(options=OPTIONS)
         return server
-    return grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT)
+    return grpc.aio.server(options=GRPCIO_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT)
 
 
 def _bind(server: grpc.aio.Server, address: str) -> None:
@@ -142,7 +154,7 @@ def _bind(server: grpc.aio.Server, address: str) -> None:
 
 def _health_server(address: str) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     """Health on a port of its own: the kubelet's probes speak no TLS, and load must not starve them."""
-    server = grpc.aio.server(options=OPTIONS)
+    server = grpc.aio.server(options=GRPCIO_OPTIONS)
     state = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
     _bind(server, address)

@@ -46,6 +46,8 @@ class ServiceSettings(BaseSettings):
     open_on_loopback: bool = False
     """Lets callers in without a token; refused unless every address is a loopback one."""
 
+    otlp_endpoint: str | None = None
+    """Where spans go; needs the extra `traces`."""
     test_clock: Path | None = None
     """The house's test clock; never set in production."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -1,12 +1,18 @@
-"""Metrics, as plain counters that Prometheus reads, and the trace that a call belongs to."""
+"""Metrics, as plain counters that Prometheus reads, and traces where the extra `traces` is installed.
+
+A trace crosses gRPC, the outbox and NATS as a W3C traceparent; without the extra it is passed on unchanged.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
-# W3C trace context of the work at hand; it goes into the outbox and from there on with the event.
+# The trace context of the work at hand; it goes into the outbox and from there on with the event.
 TRACEPARENT: ContextVar[str] = ContextVar("traceparent", default="")
 
 CALLS = Counter("rpc_calls", "Calls answered, by method and status code.", ["method", "code"])
@@ -32,3 +38,37 @@ CONSUMED = Counter("consumer_messages", "Messages done with, by outcome.", ["con
 CONSUMER_LAG = Gauge("consumer_pending", "Messages that wait for the consumer.", ["consumer"])
 JOB_RUNS = Counter("job_runs", "Runs of periodic work, by outcome.", ["job", "outcome"])
 RULE_ERRORS = Counter("rule_errors", "Conditions that failed to evaluate.", ["rule"])
+
+_tracer: Any = None  # opentelemetry's, once started
+
+
+def start_traces(service: str, endpoint: str) -> None:
+    """Exports spans over OTLP. Raises ModuleNotFoundError without the extra `traces`."""
+    global _tracer  # noqa: PLW0603 - one process has one tracer
+    from opentelemetry import trace  # noqa: PLC0415 - an extra
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+
+    provider = TracerProvider(resource=Resource.create({"service.name": service}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=True)))
+    trace.set_tracer_provider(provider)
+    _tracer = trace.get_tracer("loyalty")
+
+
+@contextmanager
+def span(name: str, traceparent: str) -> Iterator[None]:
+    """Work that belongs to a trace; what it announces continues it."""
+    if _tracer is None:
+        TRACEPARENT.set(traceparent)
+        yield
+        return
+    from opentelemetry import propagate  # noqa: PLC0415 - an extra
+
+    parent = propagate.extract({"traceparent": traceparent})
+    with _tracer.start_as_current_span(name, context=parent):
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        TRACEPARENT.set(carrier.get("traceparent", ""))
+        yield

@@ -146,7 +146,7 @@ def main() -> None:
         sys.exit(0)
     except grpc.RpcError as error:
         _fail(refusal(error)[0])
-    except (NatsError, asyncpg.PostgresError, OSError) as error:
+    except (NatsError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         _fail(f"{type(error).__name__}: {error}".rstrip(": "))
     except (Failure, ServerError, ServiceError) as error:
         _fail(str(error))

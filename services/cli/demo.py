@@ -62,7 +62,7 @@ def _story(console: Console, house: House, programme: Path, started: float) -> i
     with _step(console, f"Putting the programme of {programme.name}"):
         _put(house, rules)
     frame = baskets.load(*MONTH)
-    listener = _Listener(house.nats.url)
+    listener = Listener(house.nats.url)
     with _step(console, f"Replaying {frame['order_id'].n_unique():,} real orders of {MONTH[0]:%B %Y}"):
         first = _replay(console, house, frame, rules)
     with _step(console, "Replaying them once more, as a caller does that lost its answers"):
@@ -140,7 +140,7 @@ def _table(
     return table
 
 
-class _Listener:
+class Listener:
     """A subscriber of another team: counts what is new to it by member and version."""
 
     def __init__(self, url: str) -> None:

@@ -111,7 +111,13 @@ async def stream(house: Path | None) -> AsyncIterator[Client]:
     url = find(house, "nats")
     try:
         client = await nats.connect(
-            url, connect_timeout=CONNECT_TIMEOUT, allow_reconnect=False, error_cb=_quiet, name="loyalty"
+            url,
+            name="loyalty",
+            connect_timeout=CONNECT_TIMEOUT,
+            allow_reconnect=False,
+            max_reconnect_attempts=1,  # counts first connections too, and 0 means for ever
+            reconnect_time_wait=0.1,
+            error_cb=_quiet,
         )
     except (NatsError, OSError) as error:
         raise Failure(f"NATS at {url} does not answer: {error}; is the house running?") from None

@@ -26,6 +26,7 @@ from services.chassis.errors import Internal, ServiceError
 from services.chassis.ids import number_of
 from services.chassis.outbox import Event
 from services.chassis.requests import payload_hash
+from services.chassis.telemetry import TRACEPARENT
 from services.points import events, rules, service, store
 from services.points.batches import Batches
 from services.points.domain.ledger import NEVER, Account, Member, Transaction, Unit
@@ -308,7 +309,8 @@ class BrandApi(OrdersServiceServicer, ActivitiesServiceServicer):
     ) -> orders_pb.ReportOrderPaidResponse:
         """See the contract."""
         rules.read_order(request.order)
-        event = events.order_paid(OrderPaid(member_id=request.member_id, order=request.order))
+        message = OrderPaid(member_id=request.member_id, order=request.order)
+        event = events.order_paid(message, TRACEPARENT.get())
         event_id = await self._announce("ReportOrderPaid", request, event)
         return orders_pb.ReportOrderPaidResponse(event_id=event_id)
 
@@ -317,7 +319,9 @@ class BrandApi(OrdersServiceServicer, ActivitiesServiceServicer):
     ) -> activities_pb.ReportActivityResponse:
         """See the contract."""
         message = ActivityReported(member_id=request.member_id, activity=request.activity)
-        event_id = await self._announce("ReportActivity", request, events.activity_reported(message))
+        event_id = await self._announce(
+            "ReportActivity", request, events.activity_reported(message, TRACEPARENT.get())
+        )
         return activities_pb.ReportActivityResponse(event_id=event_id)
 
     async def _announce(
@@ -357,6 +361,7 @@ def _common(method: str, request: Any) -> dict[str, Any]:
         "actor": caller.subject,
         "occur_time": _occur_time(request),
         "may_backdate": caller.has(ADMIN),
+        "traceparent": TRACEPARENT.get(),
     }
 
 

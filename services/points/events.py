@@ -78,7 +78,7 @@ def transaction(tx: Transaction) -> pb.Transaction:
     )
 
 
-def points_posted(tx: Transaction, epoch: int, version: int) -> Event:
+def points_posted(tx: Transaction, epoch: int, version: int, traceparent: str) -> Event:
     """Announces a transaction; `version` is the member's count of events."""
     message = PointsPosted(
         member_id=tx.member_id,
@@ -87,14 +87,14 @@ def points_posted(tx: Transaction, epoch: int, version: int) -> Event:
         version=version,
         transaction=transaction(tx),
     )
-    return event(STREAM, POINTS_POSTED, tx.member_id, message.SerializeToString())
+    return event(STREAM, POINTS_POSTED, tx.member_id, message.SerializeToString(), traceparent)
 
 
-def order_paid(message: OrderPaid) -> Event:
+def order_paid(message: OrderPaid, traceparent: str) -> Event:
     """A brand's order, handed in by call."""
-    return event(BRAND_STREAM, ORDER_PAID, message.member_id, message.SerializeToString())
+    return event(BRAND_STREAM, ORDER_PAID, message.member_id, message.SerializeToString(), traceparent)
 
 
-def activity_reported(message: ActivityReported) -> Event:
+def activity_reported(message: ActivityReported, traceparent: str) -> Event:
     """A brand's activity, handed in by call."""
-    return event(BRAND_STREAM, ACTIVITY_REPORTED, message.member_id, message.SerializeToString())
+    return event(BRAND_STREAM, ACTIVITY_REPORTED, message.member_id, message.SerializeToString(), traceparent)

@@ -51,6 +51,7 @@ class Command:
     occur_time: datetime | None = None
     may_backdate: bool = False
     event: InboxKey | None = None
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +220,7 @@ class _Batch:
             return None
         self._seen.members[command.member_id] = self._changed[command.member_id] = settled
         for moment, due, transaction in pending:
-            self._record(settled, due, Entry(transaction), moment)
+            self._record(settled, due, Entry(transaction), moment, command.traceparent)
         if posting is None:
             return pending[-1][2]
         return self._post(command, settled, posting, occur)
@@ -298,7 +299,7 @@ class _Batch:
             entry.source, entry.source_hash = command.source.body, command.source.body_hash
             entry.facts = {"tier": member.tier, "facts": {}}
         entry.transaction = ledger.post(member, posting, draft)
-        self._record(member, posting, entry, occur)
+        self._record(member, posting, entry, occur, command.traceparent)
         key = (command.member_id, command.request_id)
         self._seen.requests[key] = entry.transaction
         if isinstance(command, Earn):
@@ -308,7 +309,9 @@ class _Batch:
             found[command.member_id, command.source.id] = earned
         return entry.transaction
 
-    def _record(self, member: Member, posting: Posting, entry: Entry, occur: datetime) -> None:
+    def _record(
+        self, member: Member, posting: Posting, entry: Entry, occur: datetime, traceparent: str
+    ) -> None:
         entry.uses = posting.uses
         self._changes.entries.append(entry)
         for lot in (*posting.lots, *(lot for lot, _ in posting.uses), *posting.matured):
@@ -321,7 +324,7 @@ class _Batch:
         if growth and self._programme is not None:
             _add(self._changes.growth, (member.member_id, self._programme.terms.local_day(occur)), growth)
         version = member.version - (member.seq - entry.transaction.seq)
-        self.announcements.append(events.points_posted(entry.transaction, self._epoch, version))
+        self.announcements.append(events.points_posted(entry.transaction, self._epoch, version, traceparent))
 
 
 Key = TypeVar("Key")

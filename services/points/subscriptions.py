@@ -39,9 +39,8 @@ class Subscriptions:
 
     async def _apply(self, delivery: Delivery) -> Outcome:
         try:
-            command = read(delivery)
-            telemetry.TRACEPARENT.set(delivery.traceparent)
-            await self._batches.posts.submit(command)
+            with telemetry.span(delivery.subject, delivery.traceparent):
+                await self._batches.posts.submit(read(delivery))
         except ServiceError as error:
             return error
         except Exception as error:
@@ -78,6 +77,7 @@ def _earn(delivery: Delivery, member_id: str, source: Source) -> Earn:
         payload_hash=source.body_hash,
         actor=delivery.source[:200],
         may_backdate=True,  # a late event is a fact all the same
+        traceparent=telemetry.TRACEPARENT.get(),
         event=InboxKey(
             member_id, CONSUMER, delivery.source, delivery.event_id, delivery.stream, delivery.stream_seq
         ),

@@ -1,0 +1,132 @@
+"""Real orders through a whole house: right to the point, also when everything dies on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+import stamina.instrumentation
+import yaml
+
+from services.cli import baskets
+from services.cli.demo import Listener
+from services.cli.house import House, running
+from services.cli.replay import PROGRAMME, Outcome, replay
+from services.cli.servers import Nats, Postgres
+from services.points.audit import audit
+from tests.support import apply_programme
+
+pytestmark = pytest.mark.xdist_group("replay")
+
+RULES = yaml.safe_load(PROGRAMME.read_text())["points"]
+EVE = datetime(2016, 12, 31, 4, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def house(data: Path) -> Iterator[House]:
+    """A house of the end of 2016 under the Burger King programme."""
+    with running(data / "replay", test_clock=EVE) as house:
+        apply_programme(house, RULES)
+        yield house
+
+
+@pytest.fixture(scope="module")
+def frame() -> pl.DataFrame:
+    """The orders of the first days of 2017."""
+    return baskets.load(date(2017, 1, 1), date(2017, 1, 4))
+
+
+def test_kills_of_everything_during_a_replay_lose_and_double_nothing(
+    house: House, frame: pl.DataFrame
+) -> None:
+    orders = frame["order_id"].n_unique()
+    kills = {
+        orders // 5: lambda: _kill_points(house),
+        2 * orders // 5: lambda: _kill_postgres(house),
+        3 * orders // 5: lambda: _kill_nats(house),
+    }
+    outcome = _replay_with(house, frame, kills)
+    assert outcome.orders == orders
+    assert outcome.retries > 0, "the kills were felt"
+    assert outcome.differences == []
+    again = replay(house.describe(), frame)
+    assert again.new_transactions == 0
+    report = asyncio.run(audit(house.database_url("points"), stream_url=house.nats.url))
+    assert report.clean, report.lines
+    assert report.totals["transactions"] == outcome.new_transactions
+    assert _distinct_events(house, outcome.new_transactions) == outcome.new_transactions
+
+
+def test_the_audit_is_clean_while_a_replay_runs(house: House, frame: pl.DataFrame) -> None:
+    findings: list[object] = []
+
+    def look() -> None:
+        findings.append(asyncio.run(audit(house.database_url("points"))).lines)
+
+    orders = frame["order_id"].n_unique()
+    outcome = _replay_with(house, frame, {orders // 4: look, orders // 2: look})
+    assert outcome.differences == []
+    assert len(findings) == 2
+    assert not [line for lines in findings for line in lines if line[2]]  # type: ignore[attr-defined]
+
+
+def _replay_with(house: House, frame: pl.DataFrame, at: dict[int, Callable[[], None]]) -> Outcome:
+    """Replays, and does things in a thread of their own once that many orders went through."""
+    stamina.instrumentation.set_on_retry_hooks([])
+    done = 0
+    threads: list[threading.Thread] = []
+    failures: list[BaseException] = []
+
+    def guarded(action: Callable[[], None]) -> None:
+        try:
+            action()
+        except BaseException as failure:
+            failures.append(failure)
+
+    def tick(orders: int) -> None:
+        nonlocal done
+        done += orders
+        action = at.get(done)
+        if action is not None:
+            threads.append(threading.Thread(target=guarded, args=(action,)))
+            threads[-1].start()
+
+    outcome = replay(house.describe(), frame, RULES, tick)
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(threads) == len(at)
+    return outcome
+
+
+def _kill_points(house: House) -> None:
+    house.process("points").kill()
+    house.start_service("points")
+
+
+def _kill_postgres(house: House) -> None:
+    house.postgres.kill()
+    house.postgres = Postgres.start(house.data / "postgres", house.postgres.port)
+
+
+def _kill_nats(house: House) -> None:
+    house.nats.kill()
+    house.nats = Nats.start(house.data / "nats", house.nats.port)
+
+
+def _distinct_events(house: House, expected: int) -> int:
+
+    received, _ = Listener(house.nats.url).received(expected)
+    return received
+
+
+def test_the_house_says_where_it_is(house: House) -> None:
+    described = json.loads((house.data / "house.json").read_text())
+    assert described == house.describe()
+    assert set(described["points"]) >= {"grpc", "health", "metrics"}

@@ -72,7 +72,7 @@ def dead_letters_table(metadata: sa.MetaData) -> sa.Table:
         sa.Column("message", sa.Text, nullable=False),
         sa.Column("create_time", sa.DateTime(timezone=True), nullable=False),
         sa.Column("replay_time", sa.DateTime(timezone=True)),
-        sa.UniqueConstraint("consumer", "stream", "stream_seq", name="dead_letters_once"),
+        sa.UniqueConstraint("consumer", "source", "event_id", name="dead_letters_once"),
     )
 
 
@@ -102,18 +102,7 @@ class Consumer:
         self._jetstream = client.jetstream()
         self._replicas = replicas
         self._tries: Counter[int] = Counter()
-        insert = sa.dialects.postgresql.insert(dead_letters)
-        self._bury = Statement(
-            insert.values(
-                {
-                    c.name: sa.cast(sa.bindparam(c.name, type_=sa.Text), c.type)
-                    if c.name == "headers"
-                    else sa.bindparam(c.name, type_=c.type)
-                    for c in dead_letters.c
-                    if c.name != "replay_time"
-                }
-            ).on_conflict_do_nothing(constraint="dead_letters_once")
-        )
+        self._bury = _bury(dead_letters)
 
     async def run(self) -> None:
         """Consumes for ever."""
@@ -213,6 +202,26 @@ class Consumer:
 def _text(value: str) -> str:
     """PostgreSQL's text has no NUL, and a message that cannot be kept would come back for ever."""
     return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _bury(dead_letters: sa.Table) -> Statement:
+    """Keeps a dead letter; refused again, after a replay, it waits again with its latest reason."""
+    insert = sa.dialects.postgresql.insert(dead_letters).values(
+        {
+            c.name: sa.cast(sa.bindparam(c.name, type_=sa.Text), c.type)
+            if c.name == "headers"
+            else sa.bindparam(c.name, type_=c.type)
+            for c in dead_letters.c
+            if c.name != "replay_time"
+        }
+    )
+    latest = ("stream", "stream_seq", "headers", "body", "reason", "message", "create_time")
+    return Statement(
+        insert.on_conflict_do_update(
+            constraint="dead_letters_once",
+            set_={"replay_time": None, **{name: insert.excluded[name] for name in latest}},
+        )
+    )
 
 
 def delivery(message: Msg, stream: str) -> Delivery:

@@ -39,7 +39,8 @@ class Expression:
         result = value.value()
         if result is True or result is False:
             return bool(result)
-        raise EvaluationFailed(str(result))
+        # "code: what failed: the value it failed on", and that may be somebody's text: it must not be kept.
+        raise EvaluationFailed(":".join(str(result).split(":", 2)[:2]).strip())
 
 
 class Vocabulary:

@@ -8,7 +8,8 @@ are the database's own: the replicas' clocks do not matter.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -19,7 +20,7 @@ from services.chassis import telemetry
 from services.chassis.database import Connection, Database, Statement
 from services.chassis.errors import INFRASTRUCTURE, Aborted
 
-LEASE = 15.0  # seconds a holder may be silent
+LEASE = 6.0  # seconds a holder may be silent; losing a lease too early is harmless, waiting is not
 RETRY = 1.0  # seconds between tries after a fault of the infrastructure
 
 log = structlog.get_logger()
@@ -99,6 +100,17 @@ class Jobs:
         if await self._check.fetch_value(connection, job=lease.name, mine=lease.token) is None:
             raise LeaseLost(job=lease.name)
 
+    @asynccontextmanager
+    async def held(self, database: Database, lease: Lease, pause: float) -> AsyncIterator[None]:
+        """Does the block under a lease, and gives it back also when this process is asked to stop."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            with suppress(*INFRASTRUCTURE):
+                await self.finish(database, lease, 0.0)
+            raise
+        await self.finish(database, lease, pause)
+
     async def finish(self, database: Database, lease: Lease, pause: float) -> None:
         """Gives the lease back; the next run is due after `pause` seconds."""
         async with database.begin() as connection:
@@ -122,9 +134,9 @@ async def run_job(database: Database, jobs: Jobs, job: Job) -> None:
         try:
             lease = await jobs.claim(database, job.name)
             if lease is not None:
-                while await job.run(lease):
-                    await jobs.renew(database, lease)
-                await jobs.finish(database, lease, job.every)
+                async with jobs.held(database, lease, job.every):
+                    while await job.run(lease):
+                        await jobs.renew(database, lease)
                 telemetry.JOB_RUNS.labels(job.name, "done").inc()
         except INFRASTRUCTURE:
             telemetry.JOB_RUNS.labels(job.name, "interrupted").inc()

@@ -97,8 +97,9 @@ class Relay:
                 streams.require(self._client)
                 lease = await self._jobs.claim(self._database, NAME)
                 if lease is not None:
-                    await self._ensure_streams(lease)
-                    await self._relay(lease)
+                    async with self._jobs.held(self._database, lease, 0.0):
+                        await self._ensure_streams(lease)
+                        await self._relay(lease)
             except (*INFRASTRUCTURE, *STREAM_FAULTS) as error:
                 log.info("relay_paused", error=repr(error))
             await asyncio.sleep(PAUSE)

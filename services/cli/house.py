@@ -82,7 +82,9 @@ class House:
             self.start_service(service)
         for service in SERVICES:
             self.wait_ready(service)
-        (self.data / FILE).write_text(json.dumps(self.describe()))
+        described = self.data / FILE
+        described.touch(mode=0o600)  # it holds passwords
+        described.write_text(json.dumps(self.describe()))
 
     def describe(self) -> dict[str, Any]:
         """Where everything is, as `loyalty up` prints it."""

@@ -41,7 +41,7 @@ def upgrade() -> None:
         sa.Column("create_time", sa.DateTime(timezone=True), nullable=False),
         sa.Column("replay_time", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("dead_letter_id", name=op.f("dead_letters_key")),
-        sa.UniqueConstraint("consumer", "stream", "stream_seq", name="dead_letters_once"),
+        sa.UniqueConstraint("consumer", "source", "event_id", name="dead_letters_once"),
     )
     op.create_table(
         "growth_days",

@@ -1,0 +1,456 @@
+"""The `loyalty` command as people run it: real processes, one house."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import grpc
+import nats
+import pytest
+import yaml
+from loyalty.orders.v1.orders_pb2 import OrderPaid
+from loyalty.points.v1 import points_service_pb2 as pb
+from loyalty.points.v1.points_service_pb2_grpc import PointsServiceStub
+
+from services.chassis.auth import Authenticator, TokenInvalid
+from services.cli.events import read
+from services.cli.place import Failure
+from tests.support import PROGRAMME, TIMEOUT, fresh, order
+
+pytestmark = pytest.mark.xdist_group("cli")
+
+START = "2026-06-15T12:00:00+08:00"
+DEADLINE = 60.0  # seconds; generous, for slow machines
+COMMAND = [sys.executable, "-m", "services.cli"]
+ADDRESSES = ("grpc", "health", "metrics")
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("LOYALTY_", "POINTS_"))}
+
+
+def run(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE * 2,
+        check=False,
+        env={**ENVIRONMENT, **(env or {}), "COLUMNS": "200"},
+    )
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def listens(address: str) -> bool:
+    place = urlsplit(address if "//" in address else f"//{address}")
+    with socket.socket() as probe:
+        return probe.connect_ex((place.hostname or "", place.port or 0)) == 0
+
+
+@dataclass
+class Ours:
+    """A house that `loyalty up` runs."""
+
+    folder: Path
+    where: dict[str, Any]
+
+    def loyalty(self, *arguments: str | Path) -> str:
+        """Runs a command that must succeed, and returns what it prints."""
+        done = self.attempt(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def attempt(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return run(*arguments, "--house", self.folder)
+
+    def fails(self, *arguments: str | Path) -> str:
+        """Runs a command that must fail, and returns what it says."""
+        done = self.attempt(*arguments)
+        assert done.returncode == 1, done
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    def call(self, method: str, request: Any) -> Any:
+        with grpc.insecure_channel(self.where["points"]["grpc"]) as channel:
+            return getattr(PointsServiceStub(channel), method)(request, timeout=TIMEOUT)
+
+    def earn(self, amount: int, member: str | None = None) -> str:
+        """Gives a member points; returns the member."""
+        member = member or fresh("member")
+        request = pb.EarnPointsRequest(member_id=member, request_id=fresh("earn"))
+        request.fixed.unit, request.fixed.amount = pb.UNIT_POINTS, amount
+        self.call("EarnPoints", request)
+        return member
+
+    async def in_stream(self, member: str) -> list[str]:
+        """The ids of the member's events, as the stream holds them."""
+        client = await nats.connect(self.where["nats"])
+        try:
+            messages = read(client, "loyalty.points.v1.>", from_start=True, follow=False)
+            headers = [message.headers or {} async for message in messages]
+        except Failure:  # there is no such stream at the moment
+            return []
+        finally:
+            await client.close()
+        return [found["ce-id"] for found in headers if found["ce-subject"] == member]
+
+    async def await_in_stream(self, member: str, count: int) -> list[str]:
+        """As `in_stream`, once there are so many."""
+        deadline = time.monotonic() + DEADLINE
+        while len(found := await self.in_stream(member)) < count:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+        return found
+
+    async def publish(self, subject: str, body: bytes, headers: dict[str, str]) -> None:
+        client = await nats.connect(self.where["nats"])
+        try:
+            await client.jetstream().publish(subject, body, headers=headers)
+        finally:
+            await client.close()
+
+    def dead_letter(self, event_id: str) -> list[dict[str, Any]]:
+        """The event's dead letters, replayed or not."""
+        lines = self.loyalty("events", "dead", "list", "--all", "--json").splitlines()
+        return [letter for letter in map(json.loads, lines) if letter["event_id"] == event_id]
+
+
+@pytest.fixture(scope="module")
+def ours(data: Path) -> Iterator[Ours]:
+    folder = data / "cli"
+    with subprocess.Popen(
+        [*COMMAND, "up", "--data", folder, "--test-clock", START],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            house = Ours(folder, json.loads(line))
+            programme = folder / "first.yaml"
+            programme.write_text(yaml.safe_dump({"points": PROGRAMME}))
+            house.loyalty("apply", "-f", programme)
+            yield house
+        finally:
+            process.send_signal(signal.SIGTERM)
+            rest, complaints = process.communicate(timeout=DEADLINE)
+        assert (process.returncode, rest, complaints) == (0, "", "")
+        assert not any(map(listens, addresses(house.where)))
+
+
+def addresses(where: dict[str, Any]) -> list[str]:
+    return [where["nats"], where["postgres"], *(where["points"][name] for name in ADDRESSES)]
+
+
+def programme_file(folder: Path, rule: str, **changes: Any) -> Path:
+    """A programme that no test has put before, its first rule named `rule`."""
+    first = {**PROGRAMME["earn_rules"][0], "rule_id": rule, **changes}
+    programme = {**PROGRAMME, "earn_rules": [first, *PROGRAMME["earn_rules"][1:]]}
+    file = folder / f"{rule}.yaml"
+    file.write_text(yaml.safe_dump({"points": programme}, sort_keys=False))
+    return file
+
+
+def test_up_says_where_everything_is(ours: Ours) -> None:
+    assert all(map(listens, addresses(ours.where)))
+    assert run("clock", "show", env={"LOYALTY_HOUSE": str(ours.folder)}).returncode == 0
+
+
+def test_a_programme_is_put_once_however_often_it_is_applied(ours: Ours, tmp_path: Path) -> None:
+    rule = fresh("rule")
+    file = programme_file(tmp_path, rule)
+    first = json.loads(ours.loyalty("apply", "-f", file, "--json"))["points"]
+    assert first["changed"]
+    assert f"+- rule_id: {rule}\n" in first["diff"]
+    again = ours.loyalty("apply", "-f", file)
+    assert again == f"points: unchanged, version {first['version']} says the same\n"
+    assert ours.call("GetProgramme", pb.GetProgrammeRequest()).version == first["version"]
+
+
+def test_a_dry_run_shows_the_difference_and_puts_nothing(ours: Ours, tmp_path: Path) -> None:
+    before = ours.call("GetProgramme", pb.GetProgrammeRequest())
+    rule = fresh("rule")
+    said = ours.loyalty("apply", "-f", programme_file(tmp_path, rule), "--dry-run")
+    assert f"+- rule_id: {rule}\n" in said
+    assert f"would become version {before.version + 1}" in said
+    assert ours.call("GetProgramme", pb.GetProgrammeRequest()) == before
+
+
+def test_a_factor_may_be_written_as_a_number(ours: Ours, tmp_path: Path) -> None:
+    file = programme_file(tmp_path, fresh("rule"))
+    file.write_text(file.read_text().replace("multiplier: '2'", "multiplier: 1.50"))
+    assert "+  multiplier: '1.50'" in ours.loyalty("apply", "-f", file, "--dry-run")
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "message"),
+    [
+        ({"when": "order.nothing == 1"}, "earn_rules[0].when", "undefined field 'nothing'"),
+        ({"per": {"amount_minor": 0, "points": 1}}, "earn_rules[0].per.amount_minor", "must be greater"),
+        ({"per": {"amount_minor": "many"}}, "earn_rules[0].per.amount_minor", "many"),
+        ({"stack": "RULE_STACK_TOWER"}, "earn_rules[0].stack", "RULE_STACK_TOWER"),
+        ({"gives": 1}, "earn_rules[0].gives", "there is no such field"),
+        ({"fixed": 1}, "earn_rules[0].fixed", "excludes per"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "[" in value else "",
+)
+def test_a_broken_programme_is_refused_with_its_line(
+    ours: Ours, tmp_path: Path, change: dict[str, Any], field: str, message: str
+) -> None:
+    before = ours.call("GetProgramme", pb.GetProgrammeRequest())
+    file = programme_file(tmp_path, fresh("rule"), **change)
+    name = field.rsplit(".", 1)[1]
+    line = 1 + next(i for i, text in enumerate(file.read_text().splitlines()) if f"{name}:" in text)
+    said = ours.fails("apply", "-f", file)
+    assert f"{file}:{line}: {field}: " in said
+    assert message in said
+    assert ours.call("GetProgramme", pb.GetProgrammeRequest()) == before
+
+
+def test_the_faults_of_a_file_can_be_read_by_machines(ours: Ours, tmp_path: Path) -> None:
+    file = tmp_path / "typo.yaml"
+    file.write_text("# one key per service\npiontS: {}\n")
+    done = ours.attempt("apply", "-f", file, "--json")
+    assert done.returncode == 1
+    [fault] = json.loads(done.stdout)["faults"]
+    assert (fault["line"], fault["field"]) == (2, "piontS")
+    file.write_text("points: {earn_rules: [\n")
+    assert f"{file}:2: " in ours.fails("apply", "-f", file)
+
+
+def test_the_clock_moves_forward_and_what_fell_due_is_done(ours: Ours) -> None:
+    before = datetime.fromisoformat(json.loads(ours.loyalty("clock", "show", "--json"))["now"])
+    member = ours.earn(30)
+    to = before + timedelta(days=400)
+    assert datetime.fromisoformat(ours.loyalty("clock", "set", to.isoformat()).strip()) == to
+    page = ours.call("ListTransactions", pb.ListTransactionsRequest(member_id=member))
+    kinds = [pb.TransactionKind.Name(tx.kind) for tx in page.transactions]
+    assert kinds == ["TRANSACTION_KIND_EXPIRE", "TRANSACTION_KIND_EARN"]  # nobody asked for the expiry
+    moved = datetime.fromisoformat(ours.loyalty("clock", "advance", "1d12h").strip())
+    assert moved == to + timedelta(hours=36)
+
+
+def test_the_clock_never_moves_backward(ours: Ours) -> None:
+    before = ours.loyalty("clock", "show")
+    assert "moves only forward" in ours.fails("clock", "set", "2020-01-01T00:00:00Z")
+    assert ours.loyalty("clock", "show") == before
+    assert ours.attempt("clock", "advance", "soon").returncode == 2
+
+
+def test_a_token_is_what_services_believe(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    made = run("token", "--subject", "anna", "--scope", "points.read", "--member", "m-1", "--keys", keys)
+    again = run("token", "--ttl", "60", "--keys", keys)
+    assert stat.S_IMODE((keys / "private.jwk.json").stat().st_mode) == 0o600
+    assert "d" not in json.loads((keys / "jwks.json").read_text())["keys"][0]
+    authenticator = Authenticator(keys / "jwks.json", None)
+    caller = authenticator.caller(f"Bearer {made.stdout.strip()}")
+    assert (caller.subject, caller.scopes, caller.member_id) == ("anna", frozenset({"points.read"}), "m-1")
+    assert authenticator.caller(f"Bearer {again.stdout.strip()}").has("points.admin")
+    stranger = run("token", "--keys", tmp_path / "others")
+    with pytest.raises(TokenInvalid):
+        authenticator.caller(f"Bearer {stranger.stdout.strip()}")
+
+
+def test_balances_of_all_members_are_exported(ours: Ours, tmp_path: Path) -> None:
+    one, other = ours.earn(7), ours.earn(9)
+    out = tmp_path / "balances.csv"
+
+    def exported() -> dict[str, dict[str, str]]:
+        ours.loyalty("export", "balances", "--out", out)
+        with out.open(newline="") as file:
+            return {row["member_id"]: row for row in csv.DictReader(file)}
+
+    eventually(lambda: {one, other} <= exported().keys())  # the events are on their way
+    rows = exported()
+    assert (rows[one]["available"], rows[other]["available"]) == ("7", "9")
+    assert os.listdir(tmp_path) == ["balances.csv"]
+
+
+def test_transactions_of_one_member_are_exported(ours: Ours, tmp_path: Path) -> None:
+    member = ours.earn(50)
+    redeem = pb.RedeemPointsRequest(member_id=member, request_id=fresh("redeem"), amount=20)
+    ours.call("RedeemPoints", redeem)
+    out = tmp_path / "transactions.csv"
+    ours.loyalty("export", "transactions", "--out", out, "--member", member)
+    with out.open(newline="") as file:
+        rows = [(r["seq"], r["kind"], r["points_change"], r["available_after"]) for r in csv.DictReader(file)]
+    assert rows == [("2", "REDEEM", "-20", "30"), ("1", "EARN", "50", "50")]
+
+
+def test_events_are_printed_as_json_lines(ours: Ours) -> None:
+    ours.earn(1)
+    said = ours.loyalty("events", "tail", "--from-start", "--count", "1")
+    [event] = map(json.loads, said.splitlines())
+    assert event["subject"] == event["headers"]["ce-type"] == "loyalty.points.v1.PointsPosted"
+    assert event["message"]["member_id"] == event["headers"]["ce-subject"]
+    assert "no stream carries" in ours.fails("events", "tail", "--subject", "nobody.says.this")
+
+
+async def test_a_refused_event_can_be_replayed_and_is_refused_again(ours: Ours) -> None:
+    event_id = fresh("garbage")
+    await ours.publish("loyalty.orders.v1.OrderPaid", b"\xff\xff", {"Nats-Msg-Id": event_id})
+    eventually(lambda: len(ours.dead_letter(event_id)) == 1)
+    [letter] = ours.dead_letter(event_id)
+    assert (letter["reason"], letter["replay_time"]) == ("MALFORMED_REQUEST", None)
+    ours.loyalty("events", "dead", "replay", letter["dead_letter_id"])
+    eventually(lambda: len(ours.dead_letter(event_id)) == 2)
+    first, second = ours.dead_letter(event_id)
+    assert first["replay_time"]
+    assert not second["replay_time"]
+    assert second["headers"]["ce-id"] == event_id
+    assert second["source"] == letter["source"]
+    # Once more, within the time in which JetStream drops a Nats-Msg-Id it knows.
+    ours.loyalty("events", "dead", "replay", "--all")
+    eventually(lambda: len(ours.dead_letter(event_id)) == 3)
+
+
+async def test_a_replayed_event_has_its_effect_once(ours: Ours) -> None:
+    # Refused while it lies ahead of the clock; with a header that is no business of the replay.
+    member, event_id = fresh("member"), fresh("late")
+    now = datetime.fromisoformat(ours.loyalty("clock", "show").strip())
+    paid = OrderPaid(member_id=member, order=order(1000, now + timedelta(days=1)))
+    headers = {"ce-id": event_id, "ce-source": "tills", "Nats-Expected-Stream": "ORDERS"}
+    await ours.publish("loyalty.orders.v1.OrderPaid", paid.SerializeToString(), headers)
+    eventually(lambda: len(ours.dead_letter(event_id)) == 1)
+    [letter] = ours.dead_letter(event_id)
+    assert (letter["reason"], letter["source"]) == ("OCCUR_TIME_AHEAD", "tills")
+    ours.loyalty("clock", "advance", "2d")
+    for _ in range(2):
+        ours.loyalty("events", "dead", "replay", letter["dead_letter_id"])
+
+    def earned() -> int:
+        page = ours.call("ListTransactions", pb.ListTransactionsRequest(member_id=member))
+        return len(page.transactions)
+
+    eventually(lambda: earned() == 1)
+    ours.earn(1, member)
+    assert earned() == 2
+    assert len(ours.dead_letter(event_id)) == 1
+    assert "no dead letter" in ours.fails("events", "dead", "replay", "dead_0")
+
+
+async def test_a_lost_stream_is_rebuilt_with_each_event_once(ours: Ours) -> None:
+    member = ours.earn(1)
+    ours.earn(2, member)
+    before = await ours.await_in_stream(member, 2)
+    client = await nats.connect(ours.where["nats"])
+    await client.jetstream().delete_stream("POINTS")
+    await client.close()
+    assert "will be sent again" in ours.loyalty("events", "rebuild", "--stream", "POINTS")
+    ours.earn(3, member)
+    after = await ours.await_in_stream(member, 3)
+    assert after[:2] == before
+    assert set(Counter(after).values()) == {1}
+
+
+def test_the_books_of_the_house_close(ours: Ours) -> None:
+    ours.earn(5)
+    found = json.loads(ours.loyalty("audit", "--stream", "--json"))
+    assert found["clean"], found
+    assert all(check["offending"] == [] for check in found["checks"])
+    assert "offending" in ours.loyalty("audit", "points")
+    assert ours.attempt("audit", "nobody").returncode == 2
+
+
+def test_a_refused_call_is_told_in_one_line_with_its_reason(ours: Ours, tmp_path: Path) -> None:
+    file = programme_file(tmp_path, fresh("rule"))
+    ours.earn(1)
+    file.write_text(file.read_text().replace("Asia/Shanghai", "Asia/Tokyo"))
+    assert ours.fails("apply", "-f", file).startswith("loyalty: TIME_ZONE_FIXED: ")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["audit"], ["clock", "show"], ["events", "tail"], ["events", "rebuild"]),
+        *(["events", "dead", "list"], ["export", "balances", "--out", "never.csv"]),
+    ],
+    ids="-".join,
+)
+def test_commands_say_when_no_house_is_running(tmp_path: Path, command: list[str]) -> None:
+    done = run(*command, "--house", tmp_path)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert "loyalty up" in line
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["audit"], ["events", "tail"], ["events", "rebuild"], ["events", "dead", "list"]),
+        ["export", "balances", "--out", "never.csv", "--member", "m-1"],
+    ],
+    ids="-".join,
+)
+def test_commands_say_when_nobody_answers(tmp_path: Path, command: list[str]) -> None:
+    nowhere = "127.0.0.1:1"
+    env = {
+        "POINTS_GRPC_ADDRESS": nowhere,
+        "POINTS_DATABASE_URL": f"postgresql://points:secret@{nowhere}/points",
+        "POINTS_NATS_URL": f"nats://{nowhere}",
+    }
+    out = [str(tmp_path / word) if word.endswith(".csv") else word for word in command]
+    done = run(*out, env=env)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("loyalty: ")
+    assert "secret" not in done.stderr
+
+
+async def service_connection(url: str) -> str:
+    """The name that the service's process gives its connections, which ends with its pid."""
+    connection = await asyncpg.connect(url)
+    try:
+        return str(
+            await connection.fetchval(
+                "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'points-%'"
+            )
+        )
+    finally:
+        await connection.close()
+
+
+def test_up_ends_when_a_service_dies(data: Path) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "up", "--data", data / "dying", "--front", "native"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            where = json.loads(process.stdout.readline())
+            name = asyncio.run(service_connection(where["postgres"]))
+            os.kill(int(name.rsplit("-", 1)[1]), signal.SIGKILL)
+            _, complaint = process.communicate(timeout=DEADLINE)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert complaint.startswith("loyalty: points ended with 137")
+    assert not any(map(listens, addresses(where)))

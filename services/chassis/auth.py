@@ -117,7 +117,7 @@ class Authenticator:
         return caller
 
     def _reload(self) -> None:
-        """Takes up a changed file; one that cannot be read, perhaps half written, leaves the keys as they are."""
+        """Takes up a changed file; an unreadable one, perhaps half written, leaves the keys as they are."""
         try:
             self._load()
         except (OSError, ValueError, KeyError, TypeError, PyJWTError) as error:

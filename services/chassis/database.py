@@ -14,7 +14,8 @@ from typing import Any, TypeAlias, TypeVar
 import asyncpg
 import sqlalchemy as sa
 from asyncpg import exceptions as pg
-from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import asyncpg as dialect
 
 from services.chassis.errors import Aborted, ResourceExhausted, Unavailable
@@ -101,6 +102,19 @@ class Statement:
         return [arguments[name] if name in arguments else self._constants[name] for name in self._names]
 
 
+class Insert:
+    """Adds rows to a table by COPY, in the order given: half the CPU of an INSERT over arrays."""
+
+    def __init__(self, table: sa.Table, *columns: str) -> None:
+        self._table = table.name
+        self._columns = columns or tuple(table.c.keys())
+
+    async def rows(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> None:
+        """Adds rows, with JSON as text; nothing is sent for no rows."""
+        if rows:
+            await connection.copy_records_to_table(self._table, records=rows, columns=self._columns)
+
+
 def rows_of(**columns: Any) -> sa.TableValuedAlias:
     """A set of rows given as one array per column, numbered from 1 in the column `ordinality`.
 
@@ -118,14 +132,14 @@ def rows_of(**columns: Any) -> sa.TableValuedAlias:
     )
 
 
-def insert_rows(table: sa.Table, *columns: str) -> Insert:
-    """Inserts rows given as one array per named column, in the order given."""
+def insert_rows(table: sa.Table, *columns: str) -> postgresql.Insert:
+    """Inserts rows given as one array per named column, where COPY will not do: for an upsert."""
     kinds = {name: table.c[name].type for name in columns}
     given = rows_of(**{name: sa.Text() if _is_json(kind) else kind for name, kind in kinds.items()})
     chosen = [
         sa.cast(given.c[name], kind) if _is_json(kind) else given.c[name] for name, kind in kinds.items()
     ]
-    return insert(table).from_select(columns, sa.select(*chosen).order_by(given.c.ordinality))
+    return postgresql.insert(table).from_select(columns, sa.select(*chosen).order_by(given.c.ordinality))
 
 
 def _is_json(kind: sa.types.TypeEngine[Any]) -> bool:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from services.chassis.database import Connection, Row, Statement, insert_rows, rows_of
+from services.chassis.database import Connection, Insert, Row, Statement, rows_of
 from services.chassis.ids import bucket
 
 
@@ -52,7 +52,7 @@ class Inbox:
                 given, table, sa.and_(*(table.c[name] == given.c[name] for name in names))
             )
         )
-        self._add = Statement(insert_rows(table, *names, "stream", "stream_seq", "receive_time"))
+        self._add = Insert(table, *names, "stream", "stream_seq", "receive_time")
         self._of_member = Statement(
             sa.select(table.c.stream, table.c.stream_seq).where(
                 table.c.bucket == sa.bindparam("b"), table.c.member_id == sa.bindparam("member")
@@ -66,7 +66,7 @@ class Inbox:
 
     async def add(self, connection: Connection, keys: Iterable[InboxKey], at: datetime) -> None:
         """Remembers the events, `at` being wall time."""
-        await self._add.execute_rows(connection, [(bucket(key.member_id), *key, at) for key in keys])
+        await self._add.rows(connection, [(bucket(key.member_id), *key, at) for key in keys])
 
     async def of_member(self, connection: Connection, member_id: str) -> list[Row]:
         """Stream and sequence of every event that changed the member."""

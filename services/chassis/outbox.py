@@ -13,7 +13,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from services.chassis.clock import wall
-from services.chassis.database import Connection, Statement, insert_rows, rows_of
+from services.chassis.database import Connection, Insert, Statement, rows_of
 from services.chassis.errors import FailedPrecondition
 from services.chassis.ids import bucket, new_id
 
@@ -83,20 +83,9 @@ class Outbox:
     """The outbox of one service, as its transactions see it. `wake` is called once they have committed."""
 
     def __init__(self, outbox: sa.Table, erasures: sa.Table) -> None:
-        self._add = Statement(
-            insert_rows(
-                outbox,
-                *(
-                    "bucket",
-                    "entity_key",
-                    "stream",
-                    "subject",
-                    "event_id",
-                    "body",
-                    "traceparent",
-                    "create_time",
-                ),
-            )
+        self._add = Insert(
+            outbox,
+            *("bucket", "entity_key", "stream", "subject", "event_id", "body", "traceparent", "create_time"),
         )
         mine = (outbox.c.bucket == sa.bindparam("b"), outbox.c.entity_key == sa.bindparam("entity"))
         self._erase = Statement(
@@ -115,7 +104,7 @@ class Outbox:
     async def add(self, connection: Connection, events: Sequence[Event], at: datetime | None = None) -> None:
         """Writes events in the order given; `at` (wall time) is when they were made."""
         made = at or wall()
-        await self._add.execute_rows(
+        await self._add.rows(
             connection,
             [
                 (

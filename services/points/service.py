@@ -8,7 +8,8 @@ table. A command that is refused leaves nothing behind.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
@@ -287,27 +288,22 @@ class _Batch:
         )
         entry = Entry(draft)
         match command:
-            case Earn(source=source) if source.scope is Scope.ACTIVITY:
-                draft = replace(draft, activity_id=source.id)
             case Earn(source=source):
-                draft = replace(draft, order_id=source.id)
+                if source.scope is Scope.ACTIVITY:
+                    draft.activity_id, earned = source.id, self._seen.activities
+                else:
+                    draft.order_id, earned = source.id, self._seen.orders
+                earned[command.member_id, source.id] = (draft, source.body_hash)
+                entry.source, entry.source_hash = source.body, source.body_hash
+                entry.facts = {"tier": member.tier, "facts": {}}
             case Redeem():
-                draft = replace(draft, reference_id=command.reference_id)
+                draft.reference_id = command.reference_id
             case EarnFixed() | Adjust():
                 entry.note = command.reason
-        if isinstance(command, Earn):
-            entry.source, entry.source_hash = command.source.body, command.source.body_hash
-            entry.facts = {"tier": member.tier, "facts": {}}
-        entry.transaction = ledger.post(member, posting, draft)
+        ledger.post(member, posting, draft)
         self._record(member, posting, entry, occur, command.traceparent)
-        key = (command.member_id, command.request_id)
-        self._seen.requests[key] = entry.transaction
-        if isinstance(command, Earn):
-            earned = (entry.transaction, command.source.body_hash)
-            activity = command.source.scope is Scope.ACTIVITY
-            found = self._seen.activities if activity else self._seen.orders
-            found[command.member_id, command.source.id] = earned
-        return entry.transaction
+        self._seen.requests[command.member_id, command.request_id] = draft
+        return draft
 
     def _record(
         self, member: Member, posting: Posting, entry: Entry, occur: datetime, traceparent: str
@@ -336,7 +332,10 @@ def _add(counters: dict[Key, int], key: Key, amount: int) -> None:
 
 def _copy(member: Member) -> Member:
     """A working copy: what folds over it is dropped if the command is refused."""
-    return replace(member, balances=dict(member.balances), lots=[replace(lot) for lot in member.lots])
+    working = copy(member)
+    working.balances = dict(member.balances)
+    working.lots = [copy(lot) for lot in member.lots]
+    return working
 
 
 def _draft(

@@ -14,7 +14,7 @@ CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 def test_without_a_tracer_the_callers_trace_is_passed_on() -> None:
     with telemetry.span("a call", CALLER):
-        assert CALLER == telemetry.TRACEPARENT.get()
+        assert telemetry.TRACEPARENT.get() == CALLER
 
 
 def test_with_a_tracer_the_callers_trace_is_continued(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -315,7 +315,7 @@ def an_adjust(member: str, amount: int) -> pb.AdjustPointsRequest:
 
 def test_a_batch_answers_each_item_alone_and_in_order(points: Points) -> None:
     one, two, now = fresh("member"), fresh("member"), points.now
-    requests = [
+    requests: list[pb.EarnPointsRequest | pb.AdjustPointsRequest] = [
         an_adjust(one, -1),  # nothing there yet
         an_earn(one, order(500, now)),
         an_adjust(two, 3),
@@ -331,7 +331,7 @@ def test_a_batch_answers_each_item_alone_and_in_order(points: Points) -> None:
     ]
     assert [r.transaction.balance.available for r in results] == [0, 5, 3, 0, 0, 0, 1]
     error = results[4].error
-    assert error.code == StatusCode.FAILED_PRECONDITION.value[0]  # type: ignore[index]
+    assert error.code == StatusCode.FAILED_PRECONDITION.value[0]
     assert dict(error.metadata) == {"available": "0", "requested": "1"}
     assert [r.transaction.seq for r in results] == [0, 1, 1, 2, 0, 0, 2]
     again = points.call(points.points.BatchPost, batch).results
@@ -399,7 +399,7 @@ def test_pages_of_a_list_join_without_overlap_or_gap_under_each_filter(points: P
     stamps = {"occur_from_time": since, "occur_until_time": until}
     earns = (pb.TRANSACTION_KIND_EARN, pb.TRANSACTION_KIND_ADJUST)
     filters: list[tuple[dict[str, Any], Callable[[pb.Transaction], bool]]] = [
-        ({}, lambda t: True),
+        ({}, lambda _: True),
         ({"kinds": earns}, lambda t: t.kind in earns),
         ({"unit": pb.UNIT_POINTS}, lambda t: any(m.unit == pb.UNIT_POINTS for m in t.transfers)),
         ({"unit": pb.UNIT_GROWTH}, lambda t: any(m.unit == pb.UNIT_GROWTH for m in t.transfers)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from zoneinfo import ZoneInfo
@@ -170,9 +170,12 @@ class Balances:
     lifetime_earned: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Transaction:
-    """One business fact in the ledger. Times in UTC; `hash` chains it to the member's previous one."""
+    """One business fact in the ledger. Times in UTC; `hash` chains it to the member's previous one.
+
+    Not frozen, since `post` completes a draft; nothing changes it afterwards.
+    """
 
     transaction_id: str
     member_id: str
@@ -377,7 +380,7 @@ def _check_limit(member: Member, points: int, growth: int) -> None:
 
 
 def post(member: Member, posting: Posting, draft: Transaction) -> Transaction:
-    """Applies a posting and returns its transaction: numbered, dated, with balances after, chained.
+    """Applies a posting and completes its transaction: numbered, dated, with balances after, chained.
 
     `draft` brings what the ledger does not decide; its create_time is the clock's.
     """
@@ -385,18 +388,15 @@ def post(member: Member, posting: Posting, draft: Transaction) -> Transaction:
     member.seq += 1
     member.version += 1
     member.last_time = max(draft.create_time, member.last_time)
-    numbered = replace(
-        draft,
-        kind=posting.kind,
-        seq=member.seq,
-        create_time=member.last_time,
-        transfers=tuple(posting.transfers),
-        contributions=tuple(posting.contributions),
-        programme_version=posting.programme_version,
-        balance=member.snapshot(),
-    )
-    member.head_hash = transaction_hash(member.head_hash, numbered)
-    return replace(numbered, hash=member.head_hash)
+    draft.kind = posting.kind
+    draft.seq = member.seq
+    draft.create_time = member.last_time
+    draft.transfers = tuple(posting.transfers)
+    draft.contributions = tuple(posting.contributions)
+    draft.programme_version = posting.programme_version
+    draft.balance = member.snapshot()
+    draft.hash = member.head_hash = transaction_hash(member.head_hash, draft)
+    return draft
 
 
 def transaction_hash(previous: bytes, transaction: Transaction) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from services.chassis.database import Connection, Statement, insert_rows, rows_of
+from services.chassis.database import Connection, Insert, Statement, insert_rows, rows_of
 from services.chassis.ids import bucket
 from services.chassis.inbox import InboxKey
 from services.points import tables as t
@@ -168,10 +168,10 @@ async def lock(connection: Connection, wanted: Wanted, at: datetime) -> Seen:
     )
 
 
-_ADD_TRANSACTIONS = Statement(insert_rows(t.transactions, *t.transactions.c.keys()))
-_ADD_LOTS = Statement(insert_rows(t.lots, *t.lots.c.keys()))
-_ADD_USES = Statement(insert_rows(t.lot_uses, *t.lot_uses.c.keys()))
-_ADD_NOTES = Statement(insert_rows(t.notes, *t.notes.c.keys()))
+_ADD_TRANSACTIONS = Insert(t.transactions)
+_ADD_LOTS = Insert(t.lots)
+_ADD_USES = Insert(t.lot_uses)
+_ADD_NOTES = Insert(t.notes)
 _MEMBER_STATE = (*BALANCES, "seq", "head_hash", "version", "last_time", "next_due_time")
 
 
@@ -222,12 +222,12 @@ _ADD_GROWTH = _add_to(t.growth_days, "amount")
 async def save(connection: Connection, changes: Changes, received: datetime) -> None:
     """Writes what a batch did, a statement per table; `received` is wall time."""
     await _UPDATE_MEMBERS.execute_rows(connection, [member_row(m) for m in changes.members])
-    await _ADD_TRANSACTIONS.execute_rows(connection, [_transaction_row(entry) for entry in changes.entries])
+    await _ADD_TRANSACTIONS.rows(connection, [_transaction_row(entry) for entry in changes.entries])
     await _DROP_UNBORN.execute_rows(connection, keys(changes.unborn))
     fresh = [(m, lot) for m, lot in changes.lots if not lot.stored]
     touched = [(m, lot) for m, lot in changes.lots if lot.stored]
     amounts = _original_amounts(changes)
-    await _ADD_LOTS.execute_rows(
+    await _ADD_LOTS.rows(
         connection,
         [
             (
@@ -247,7 +247,7 @@ async def save(connection: Connection, changes: Changes, received: datetime) -> 
     await _UPDATE_LOTS.execute_rows(
         connection, [(bucket(m), m, lot.seq, lot.part, lot.pending, lot.remaining) for m, lot in touched]
     )
-    await _ADD_USES.execute_rows(
+    await _ADD_USES.rows(
         connection,
         [
             (bucket(tx.member_id), tx.member_id, tx.seq, lot.seq, lot.part, amount)
@@ -261,7 +261,7 @@ async def save(connection: Connection, changes: Changes, received: datetime) -> 
     await _ADD_GROWTH.execute_rows(
         connection, [(bucket(m), m, day, amount) for (m, day), amount in sorted(changes.growth.items())]
     )
-    await _ADD_NOTES.execute_rows(
+    await _ADD_NOTES.rows(
         connection,
         [
             (

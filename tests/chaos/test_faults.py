@@ -1,0 +1,492 @@
+"""One kill of each kind, under a small load; a client's journal and a foreign subscriber are the oracle."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import grpc
+import nats
+import pytest
+import pytest_asyncio
+from loyalty.orders.v1.orders_pb2 import OrderPaid
+from loyalty.points.v1 import points_service_pb2 as pb
+from loyalty.points.v1.points_events_pb2 import PointsPosted
+
+from services.cli.house import House, running
+from services.cli.servers import Nats, Postgres
+from tests.chaos.journal import RETRIED, Client, Journal, Outcome, owner, until
+from tests.chaos.listener import TIMEOUT, Listener, ignore
+from tests.conftest import NOON
+from tests.support import apply_programme, fresh, order
+
+pytestmark = pytest.mark.xdist_group("faults-1")
+
+LOAD = 240  # commands
+AFTER = 40  # acknowledged commands after which a fault strikes
+FAILPOINTS = (
+    "before_commit",
+    "after_commit",
+    "before_reply",
+    "relay_before_publish",
+    "relay_after_publish",
+    "consumer_before_ack",
+    "consumer_after_ack",
+)
+PROBES = {
+    "RedeemPoints": pb.RedeemPointsRequest(member_id=fresh("m"), request_id=fresh("r"), amount=1),
+    "GetBalance": pb.GetBalanceRequest(member_id=fresh("m")),
+    "QuoteEarn": pb.QuoteEarnRequest(member_id=fresh("m"), order=order(100, NOON)),
+}
+ORDER_PAID = "loyalty.orders.v1.OrderPaid"
+
+
+@pytest.fixture(scope="module", params=["grpcio"])
+def front(request: pytest.FixtureRequest) -> str:
+    """Faults lie behind the front: one is enough, but for one test."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def house(data: Path, front: str) -> Iterator[House]:
+    """A house that the tests of this module may kill."""
+    with running(data / front, test_clock=NOON, front=front) as house:
+        apply_programme(house)
+        yield house
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def whole(house: House) -> None:
+    """Whatever a failed test left behind, the next one finds everything up."""
+    if house.postgres.poll() is not None:
+        await start_postgres(house)
+    if house.nats.poll() is not None:
+        await start_nats(house)
+    if house.process("points").poll() is not None:
+        await start(house)
+
+
+# --- the levers ---------------------------------------------------------------------------------------
+
+
+async def start(house: House, **settings: str) -> None:
+    """Starts the service, ending the process that there was."""
+    await stop(house)
+    await lapse(house)
+    await asyncio.to_thread(house.start_service, "points", **settings)
+    await asyncio.to_thread(house.wait_ready, "points")
+
+
+async def stop(house: House) -> None:
+    await asyncio.to_thread(house.process("points").stop)
+
+
+async def kill(house: House) -> None:
+    await asyncio.to_thread(house.process("points").kill)
+
+
+async def start_postgres(house: House) -> None:
+    house.postgres = await asyncio.to_thread(Postgres.start, house.data / "postgres", house.postgres.port)
+
+
+async def start_nats(house: House) -> None:
+    house.nats = await asyncio.to_thread(Nats.start, house.data / "nats", house.nats.port)
+
+
+async def lapse(house: House) -> None:
+    """Lets the leases end, as fifteen seconds of silence would."""
+    await sql(house, "UPDATE jobs SET lease_until = now() - interval '1 second'")
+
+
+async def redeliver(house: House) -> None:
+    """Has JetStream deliver again at once what a dead consumer left unacknowledged."""
+    async with broker(house) as client:
+        stream = client.jetstream()
+        config = (await stream.consumer_info("ORDERS", "points")).config
+        config.ack_wait = 1.0
+        await stream.add_consumer("ORDERS", config)
+
+
+async def sql(house: House, statement: str, *arguments: Any) -> list[Any]:
+    connection = await owner(house)
+    try:
+        return list(await connection.fetch(statement, *arguments))
+    finally:
+        await connection.close()
+
+
+async def eventually(house: House, statement: str, *arguments: Any) -> None:
+    """Waits until a statement answers true."""
+
+    async def holds() -> bool:
+        return bool((await sql(house, statement, *arguments))[0][0])
+
+    await until(holds)
+
+
+@contextlib.asynccontextmanager
+async def broker(house: House) -> AsyncIterator[Any]:
+    client = await nats.connect(house.nats.url, max_reconnect_attempts=-1, error_cb=ignore)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def survives(
+    house: House, journal: Journal, strike: Callable[[], Awaitable[None]], *addresses: str
+) -> Listener:
+    """Runs the load, strikes in the middle of it, and holds ledger and events against the journal."""
+    load = asyncio.create_task(journal.run(LOAD, *addresses))
+    try:
+        await journal.acknowledged(AFTER)
+        await strike()
+        await load
+    finally:
+        load.cancel()
+    listener = Listener(house.nats.url)
+    await listener.hear_all(await journal.verify())
+    return listener
+
+
+# --- F1, F10: the service dies ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("point", FAILPOINTS)
+async def test_the_service_killed_at_a_failpoint_loses_and_doubles_nothing(house: House, point: str) -> None:
+    await eventually(house, "SELECT count(*) = 0 FROM outbox WHERE sent_at IS NULL")
+    await start(house, failpoint=point)
+    journal = Journal(house, seed=FAILPOINTS.index(point))
+    load = asyncio.create_task(journal.run(LOAD))
+    assert await asyncio.to_thread(house.process("points").wait, TIMEOUT) == 128 + 9
+    await start(house)
+    await redeliver(house)
+    await load
+    await Listener(house.nats.url).hear_all(await journal.verify())
+
+
+@pytest.mark.parametrize("front", ["native"], indirect=True)
+async def test_the_service_killed_on_the_native_front_loses_and_doubles_nothing(house: House) -> None:
+    async def strike() -> None:
+        await kill(house)
+        await start(house)
+        await redeliver(house)
+
+    await survives(house, Journal(house, seed=20), strike)
+
+
+async def test_a_request_gets_its_first_answer_byte_for_byte_from_the_next_process(house: House) -> None:
+    journal = Journal(house, seed=21)
+    await journal.run(LOAD)
+    await kill(house)
+    await start(house)
+    await redeliver(house)
+    client = Client([house.describe()["points"]["grpc"]])
+    acknowledged = [entry for entry in journal.entries if entry.outcome is Outcome.ACKNOWLEDGED]
+    again = await asyncio.gather(
+        *(client.method(e.method, 0)(e.request, timeout=TIMEOUT) for e in acknowledged)
+    )
+    await client.close()
+    first = [entry.answer.SerializeToString() for entry in acknowledged if entry.answer]
+    assert [answer.SerializeToString() for answer in again] == first
+    await journal.verify()
+
+
+# --- F2, F3: the database -----------------------------------------------------------------------------
+
+
+async def test_postgresql_killed_under_load_is_found_again_and_nothing_is_lost(house: House) -> None:
+    async def strike() -> None:
+        await asyncio.to_thread(house.postgres.kill)
+        await start_postgres(house)
+
+    await survives(house, Journal(house, seed=22), strike)
+
+
+async def test_a_frozen_postgresql_is_answered_for_and_recovered_from(house: House) -> None:
+    await start(house, call_timeout="60")
+    client = Client([house.describe()["points"]["grpc"]])
+    journal = Journal(house, seed=23, timeout=1.0)
+    codes: list[Any] = []
+
+    async def strike() -> None:
+        house.postgres.freeze()
+        # Who sets no deadline is answered too, while the database is still frozen.
+        calls = [refusal(client, command, deadline) for command in PROBES for deadline in (1.0, None)]
+        codes.extend(await asyncio.gather(*calls))
+        house.postgres.thaw()
+
+    try:
+        await survives(house, journal, strike)
+    finally:
+        house.postgres.thaw()
+        await client.close()
+    assert set(codes) <= RETRIED - {grpc.StatusCode.CANCELLED}
+    await until(lambda: nothing_leaked(house))
+
+
+async def nothing_leaked(house: House) -> bool:
+    """Whether the service has no more connections than its pool, none of them inside a transaction."""
+    connection = await asyncpg.connect(house.postgres.url("points"))
+    try:
+        query = "SELECT state FROM pg_stat_activity WHERE application_name LIKE 'points-%'"
+        states = [row["state"] for row in await connection.fetch(query)]
+    finally:
+        await connection.close()
+    return len(states) <= 8 and not any("in transaction" in state for state in states)
+
+
+async def refusal(client: Client, command: str, deadline: float | None) -> grpc.StatusCode | None:
+    """What a call fails with, None if it does not."""
+    try:
+        await client.method(command, 0)(PROBES[command], timeout=deadline)
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return None
+
+
+# --- F4, F5: the stream -------------------------------------------------------------------------------
+
+
+async def test_nats_killed_and_its_store_wiped_gets_every_event_again(house: House) -> None:
+    journal = Journal(house, seed=24)
+    before = Journal(house, seed=25)
+    await before.run(LOAD)
+    listener = Listener(house.nats.url)
+    await listener.hear_all(await before.verify())
+
+    async def strike() -> None:
+        await asyncio.to_thread(house.nats.kill)
+        shutil.rmtree(house.data / "nats")
+        await journal.acknowledged(journal.count(Outcome.ACKNOWLEDGED) + AFTER)  # writes go on
+        await start_nats(house)
+
+    late = await survives(house, journal, strike)
+    await late.hear_all(await before.verify())  # what was sent before the wipe is there again, in order
+    await listener.hear_all(await journal.verify())  # who heard it before hears nothing else
+
+
+async def test_an_idle_relay_notices_that_the_store_was_wiped(house: House) -> None:
+    journal = Journal(house, seed=26)
+    await journal.run(LOAD)
+    ledger = await journal.verify()
+    await Listener(house.nats.url).hear_all(ledger)
+    await asyncio.to_thread(house.nats.kill)
+    shutil.rmtree(house.data / "nats")
+    await start_nats(house)
+    await Listener(house.nats.url).hear_all(ledger)
+
+
+async def test_the_service_starts_and_serves_while_nats_is_away(house: House) -> None:
+    await stop(house)
+    await asyncio.to_thread(house.nats.kill)
+    await start(house)
+    journal = Journal(house, seed=27)
+    await journal.run(LOAD)
+    assert await asyncio.to_thread(house.process("points").stop) == 0  # and stops as it should
+    await start(house)
+    await start_nats(house)
+    await Listener(house.nats.url).hear_all(await journal.verify())
+
+
+@pytest.mark.parametrize("window", ["within", "beyond"])
+async def test_lost_pub_acks_have_one_effect_within_the_dedup_window_and_beyond(
+    house: House, window: str
+) -> None:
+    journal = Journal(house, seed=28)
+    await journal.run(LOAD)
+    ledger = await journal.verify()
+    listener = Listener(house.nats.url)
+    await listener.hear_all(ledger)
+    async with broker(house) as client:
+        if window == "beyond":
+            await forget_ids(client)
+        await sql(
+            house,
+            "UPDATE outbox SET sent_at = NULL, stream_seq = NULL WHERE entity_key = ANY($1)",
+            journal.members,
+        )
+        await eventually(house, "SELECT count(*) = 0 FROM outbox WHERE sent_at IS NULL")
+    await listener.hear_all(ledger)
+    await Listener(house.nats.url).hear_all(ledger)
+    assert [row["hash"] for row in await journal.verify()] == [row["hash"] for row in ledger]
+
+
+async def forget_ids(client: Any) -> None:
+    """Lets the streams' duplicate windows end."""
+    stream = client.jetstream()
+    for name in ("POINTS", "ORDERS"):
+        config = (await stream.stream_info(name)).config
+        usual, config.duplicate_window = config.duplicate_window, 0.1
+        await stream.update_stream(config)
+        subject, headers = config.subjects[0].replace(">", "Probe"), {"Nats-Msg-Id": fresh("probe")}
+
+        async def forgotten(subject: str = subject, headers: dict[str, str] = headers) -> bool:
+            return not (await stream.publish(subject, b"", headers=headers)).duplicate
+
+        await until(forgotten)
+        await until(forgotten)  # a second time it is new: the window has passed
+        config.duplicate_window = usual
+        await stream.update_stream(config)
+
+
+# --- F6, F7: the relay --------------------------------------------------------------------------------
+
+
+async def test_a_relay_that_was_paused_beyond_its_lease_comes_back_and_reorders_nothing(house: House) -> None:
+    replica = await asyncio.to_thread(house.start_replica, "points")
+    try:
+        await asyncio.to_thread(house.wait_ready, replica)
+        addresses = [house.describe()[name]["grpc"] for name in ("points", replica)]
+
+        async def strike() -> None:
+            holder = await relay_holder(house, replica)
+            house.process(holder).freeze()
+            await asyncio.sleep(0)
+            await lapse(house)
+            await until_other(house, holder, replica)
+            house.process(holder).thaw()
+
+        await survives(house, Journal(house, seed=29, timeout=1.0), strike, *addresses)
+    finally:
+        house.process(replica).thaw()
+        house.process("points").thaw()
+        await asyncio.to_thread(house.process(replica).stop)
+        await lapse(house)
+
+
+async def relay_holder(house: House, replica: str) -> str:
+    ((holder,),) = await sql(house, "SELECT holder FROM jobs WHERE name = 'relay'")
+    return replica if holder.endswith(f"-{house.process(replica).pid}") else "points"
+
+
+async def until_other(house: House, holder: str, replica: str) -> None:
+    async def taken_over() -> bool:
+        return await relay_holder(house, replica) != holder
+
+    await until(taken_over)
+
+
+async def test_events_of_a_long_transaction_hold_nothing_back_and_are_not_skipped(house: House) -> None:
+    member = fresh("slow")
+    body = PointsPosted(member_id=member, epoch=1, version=1).SerializeToString()
+    journal, listener = Journal(house, seed=30), Listener(house.nats.url)
+    connection = await owner(house)
+    try:
+        async with connection.transaction():
+            await connection.execute(
+                "INSERT INTO outbox"
+                " (bucket, entity_key, stream, subject, event_id, body, traceparent, create_time)"
+                " VALUES (0, $1, 'POINTS', 'loyalty.points.v1.PointsPosted', $1, $2, '', now())",
+                member,
+                body,
+            )
+            await journal.run(AFTER)
+            await listener.hear_all(await journal.verify())  # positions drawn later are sent meanwhile
+            assert (member, 1, 1) not in listener.heard
+    finally:
+        await connection.close()
+    await listener.hear(lambda: (member, 1, 1) in listener.heard)
+
+
+# --- F8: messages -------------------------------------------------------------------------------------
+
+
+async def publish(client: Any, body: bytes, **headers: str) -> None:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    await client.jetstream().publish(ORDER_PAID, body, headers=named or None)
+
+
+def paid(member: str, what: Any) -> bytes:
+    return OrderPaid(member_id=member, order=what).SerializeToString()
+
+
+async def test_poison_goes_to_the_dead_letters_with_its_reason_while_others_flow(house: House) -> None:
+    member, source = fresh("poisoned"), fresh("brand")
+    wrong = order(1000, NOON)
+    wrong.total_minor = 999
+    poison = {
+        "garbage": (b"\xff\xff\xff", "MALFORMED_REQUEST"),
+        "empty": (b"", "MALFORMED_REQUEST"),
+        "total": (paid(member, wrong), "TOTAL_MISMATCH"),
+        "nul\0": (b"\xff", "MALFORMED_REQUEST"),
+    }
+    async with broker(house) as client:
+        for name, (body, _reason) in poison.items():
+            await publish(client, body, ce_id=name, ce_source=source)
+            await publish(client, paid(member, order(100, NOON)), ce_id=fresh("e"), ce_source=source)
+    await eventually(house, "SELECT count(*) = 4 FROM transactions WHERE member_id = $1", member)
+    await eventually(house, "SELECT count(*) = 4 FROM dead_letters WHERE source = $1", source)
+    letters = await sql(house, "SELECT event_id, reason, body FROM dead_letters WHERE source = $1", source)
+    found = {row["event_id"].replace("\N{REPLACEMENT CHARACTER}", "\0"): tuple(row)[1:] for row in letters}
+    assert found == {name: (reason, body) for name, (body, reason) in poison.items()}
+
+
+async def test_duplicates_shuffles_and_bare_messages_converge_to_one_transaction_an_order(
+    house: House,
+) -> None:
+    member = fresh("shuffled")
+    orders = [order(100 * n, NOON) for n in range(1, 21)]
+    copies = [(what, f"{what.order_id}/{n % 2}") for what in orders for n in range(4)]
+    random.Random(31).shuffle(copies)
+    async with broker(house) as client:
+        for what, event_id in copies:
+            await publish(client, paid(member, what), ce_id=event_id, ce_source="brand")
+            await publish(client, paid(member, what))
+        await eventually(
+            house, "SELECT count(DISTINCT order_id) = 20 FROM transactions WHERE member_id = $1", member
+        )
+        await consumed(client)
+    rows = await sql(house, "SELECT order_id FROM transactions WHERE member_id = $1", member)
+    assert sorted(row["order_id"] for row in rows) == sorted(what.order_id for what in orders)
+    letters = await sql(house, "SELECT 1 FROM dead_letters WHERE source IN ('brand', 'ORDERS')")
+    assert not letters
+
+
+async def consumed(client: Any) -> None:
+    """Waits until the service has acknowledged all of ORDERS."""
+
+    async def done() -> bool:
+        info = await client.jetstream().consumer_info("ORDERS", "points")
+        return not info.num_pending and not info.num_ack_pending
+
+    await until(done)
+
+
+async def test_an_outage_of_the_database_dead_letters_nothing_that_is_sound(house: House) -> None:
+    member, source = fresh("waiting"), fresh("brand")
+    await asyncio.to_thread(house.postgres.kill)
+    async with broker(house) as client:
+        for number in range(20):
+            if number == 10:
+                await publish(client, b"\xff\xff\xff", ce_id="poison", ce_source=source)
+            await publish(client, paid(member, order(100, NOON)), ce_source=source, ce_id=fresh("e"))
+
+        async def in_hand() -> bool:
+            info = await client.jetstream().consumer_info("ORDERS", "points")
+            return bool(info.num_ack_pending)
+
+        await until(in_hand)
+        client_of_ours = Client([house.describe()["points"]["grpc"]])
+        assert await refusal(client_of_ours, "QuoteEarn", TIMEOUT) is grpc.StatusCode.UNAVAILABLE
+        await client_of_ours.close()
+        await start_postgres(house)
+        await eventually(house, "SELECT count(*) = 20 FROM transactions WHERE member_id = $1", member)
+        await consumed(client)
+    letters = await sql(house, "SELECT event_id FROM dead_letters WHERE source = $1", source)
+    assert [row["event_id"] for row in letters] == ["poison"]
+
+
+# --- F9: callers leave --------------------------------------------------------------------------------
+
+
+async def test_calls_cancelled_at_random_instants_happened_whole_or_not_at_all(house: House) -> None:
+    journal = Journal(house, seed=32, cancelling=True)
+    await journal.run(LOAD)
+    await Listener(house.nats.url).hear_all(await journal.verify())

@@ -1,0 +1,88 @@
+"""Conditions are typed when they are compiled and exact about what they cannot know."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from loyalty.orders.v1.orders_pb2 import Order
+
+from services.chassis.expressions import TIMESTAMP, EvaluationFailed, ExpressionInvalid, Vocabulary
+
+ORDERS = Vocabulary({"order": "loyalty.orders.v1.Order", "now": TIMESTAMP})
+SUMMER = datetime(2026, 7, 1, 12, tzinfo=UTC)
+
+
+def holds(text: str, order: Order | None = None, now: datetime = SUMMER) -> bool:
+    facts = ORDERS.facts({"order": order or Order(city="杭州", total_minor=2190), "now": now})
+    return ORDERS.compile(text).holds(facts)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("true", True),
+        ("order.city == '杭州' && order.total_minor >= 2000", True),
+        ("order.city in ['上海', '北京']", False),
+        ("order.lines.exists(l, l.sku == 'x')", False),
+        ("order.channel.startsWith('app') || size(order.lines) == 0", True),
+    ],
+)
+def test_a_condition_holds_or_not(text: str, value: bool) -> None:
+    assert holds(text) is value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("now.getHours('Asia/Shanghai') == 20", True),
+        ("now.getHours('America/New_York') == 8", True),
+        ("now.getHours('Europe/Berlin') == 14", True),
+        ("now.getHours() == 12", True),
+        ("now.getHours('+08:00') == 20", True),
+    ],
+)
+def test_local_hours_are_those_of_the_named_zone(text: str, value: bool) -> None:
+    assert holds(text) is value
+
+
+def test_local_hours_follow_summer_time() -> None:
+    winter = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    assert holds("now.getHours('Europe/Berlin') == 13", now=winter)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("", "1:1: "),
+        ("order.total_minor >", "1:20: "),
+        ("true &&\n  nobody", "2:3: "),
+        ("order.total_minor", "1:1: must be a bool, is INT"),
+        ("now", "1:1: must be a bool, is "),
+        ("order.city + 1 == ''", "1:12: "),
+    ],
+)
+def test_what_does_not_compile_to_a_condition_is_refused_with_its_place(text: str, place: str) -> None:
+    with pytest.raises(ExpressionInvalid) as refusal:
+        ORDERS.compile(text)
+    assert str(refusal.value).startswith(place)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1 / (order.total_minor - 2190) == 1", "order.lines[3].sku == 'x'", "now.getHours('No/Zone') == 1"],
+)
+def test_a_condition_without_a_value_is_an_error_and_never_false(text: str) -> None:
+    with pytest.raises(EvaluationFailed) as failure:
+        holds(text)
+    assert str(failure.value)
+
+
+def test_what_decides_anyway_hides_an_error_beside_it() -> None:
+    assert holds("order.lines[3].sku == 'x' || true")
+
+
+def test_facts_serve_any_number_of_conditions() -> None:
+    facts = ORDERS.facts({"order": Order(city="杭州"), "now": SUMMER})
+    conditions = [ORDERS.compile(f"order.city == '{city}'") for city in ("杭州", "上海", "杭州")]
+    assert [condition.holds(facts) for condition in conditions] == [True, False, True]

@@ -27,5 +27,5 @@ def test_with_a_tracer_the_callers_trace_is_continued(monkeypatch: pytest.Monkey
     (span,) = spans.get_finished_spans()
     assert span.parent is not None
     assert inside.split("-")[1] == CALLER.split("-")[1]
-    assert inside.split("-")[2] == format(span.context.span_id, "016x")  # type: ignore[union-attr]
+    assert inside.split("-")[2] == format(span.context.span_id, "016x")
     assert format(span.parent.span_id, "016x") == CALLER.split("-")[2]

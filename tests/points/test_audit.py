@@ -50,7 +50,7 @@ FAULTS = {
     "lots": "UPDATE lots SET remaining = remaining - 1 WHERE member_id = 'member-3' AND seq = 3",
     "growth": "DELETE FROM growth_days WHERE member_id = 'member-4'",
     "caps": "INSERT INTO cap_uses SELECT bucket, member_id, 'task', '2026-06-15', 20 FROM members LIMIT 1",
-    "outbox": "DELETE FROM outbox WHERE position = (SELECT max(position) FROM outbox WHERE stream = 'POINTS')",
+    "outbox": "DELETE FROM outbox WHERE position = (SELECT max(position) FROM outbox)",
 }
 
 
@@ -86,7 +86,7 @@ async def _with_fault(house: House, sql: str, *, stream: bool = False) -> Report
         await admin.close()
 
 
-async def _copied(admin: asyncpg.Connection, copy: str) -> None:  # type: ignore[type-arg]
+async def _copied(admin: asyncpg.Connection, copy: str) -> None:
     """A template must not be in use; the service connects again at any moment, so try until it fits."""
     async with asyncio.timeout(30):
         while True:

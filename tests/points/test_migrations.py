@@ -40,7 +40,7 @@ def test_the_migrated_database_is_what_the_code_declares(postgres: Postgres) -> 
 def test_the_service_role_cannot_change_a_ledger_fact(postgres: Postgres) -> None:
     asyncio.run(_run(postgres.url(), "CREATE ROLE points LOGIN PASSWORD 'points'"))
     migrations.upgrade(postgres.url(), FOLDER, tables.metadata, tables.grants("points"))
-    service = postgres.url(user="points", password="points")
+    service = postgres.url(user="points", password="points")  # noqa: S106 - of this test alone
     asyncio.run(_run(service, "UPDATE transactions SET source = NULL"))
     for forbidden in (
         "UPDATE transactions SET available = 1",

@@ -1,4 +1,4 @@
-"""The schema and every statement keep a member's rows together, so that the ledger can be spread by bucket."""
+"""The schema and every statement keep a member's rows together: the ledger can be spread by bucket."""
 
 from __future__ import annotations
 

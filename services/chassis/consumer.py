@@ -29,9 +29,10 @@ from services.chassis.streams import STREAM_FAULTS
 
 FETCH = 256  # messages
 FETCH_TIMEOUT = 2.0  # seconds to wait for the first message
-ACK_WAIT = 60  # seconds until JetStream delivers an unacknowledged message again
+ACK_WAIT = 30  # seconds until JetStream delivers an unacknowledged message again
 MAX_ACK_PENDING = 2 * FETCH
 MAX_TRIES = 10
+MAX_KEY = 256  # characters of an event's id or source
 PAUSE = 1.0  # seconds after a fault
 
 log = structlog.get_logger()
@@ -204,6 +205,12 @@ def _text(value: str) -> str:
     return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
+def _key(value: str) -> str:
+    """As `_text`; one too long for an index is known by its hash."""
+    text = _text(value)
+    return text if len(text) <= MAX_KEY else hashlib.sha256(text.encode()).hexdigest()
+
+
 def _bury(dead_letters: sa.Table) -> Statement:
     """Keeps a dead letter; refused again, after a replay, it waits again with its latest reason."""
     insert = sa.dialects.postgresql.insert(dead_letters).values(
@@ -231,8 +238,8 @@ def delivery(message: Msg, stream: str) -> Delivery:
     return Delivery(
         subject=message.subject,
         body=message.data,
-        source=_text(headers.get("ce-source") or stream),
-        event_id=_text(headers.get("ce-id") or fallback),
+        source=_key(headers.get("ce-source") or stream),
+        event_id=_key(headers.get("ce-id") or fallback),
         traceparent=_text(headers.get("traceparent", ""))[:55],
         stream=stream,
         stream_seq=message.metadata.sequence.stream,

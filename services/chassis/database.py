@@ -80,26 +80,31 @@ class Statement:
         status: str = await connection.execute(self.text, *self._positional(arguments))
         return int(status.rsplit(" ", 1)[-1])
 
-    async def execute_rows(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> None:
-        """Runs a statement over `rows_of` with one array per column; nothing is sent for no rows."""
+    async def execute_rows(
+        self, connection: Connection, rows: Sequence[Sequence[Any]], **arguments: Any
+    ) -> None:
+        """Runs a statement over one `rows_of`, with an array per column; nothing is sent for no rows."""
         if rows:
-            await connection.execute(self.text, *self._columns(rows))
+            await connection.execute(self.text, *self._positional(arguments, rows))
 
-    async def fetch_rows(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> list[Row]:
+    async def fetch_rows(
+        self, connection: Connection, rows: Sequence[Sequence[Any]], **arguments: Any
+    ) -> list[Row]:
         """As `execute_rows`, for a statement that answers."""
         if not rows:
             return []
-        answer: list[Row] = await connection.fetch(self.text, *self._columns(rows))
+        answer: list[Row] = await connection.fetch(self.text, *self._positional(arguments, rows))
         return answer
 
-    def _columns(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
-        columns = iter(zip(*rows, strict=True))
-        return [
-            self._constants[name] if name in self._constants else list(next(columns)) for name in self._names
-        ]
+    def _positional(self, arguments: dict[str, Any], rows: Sequence[Sequence[Any]] = ()) -> list[Any]:
+        known = {**self._constants, **arguments}
+        given = iter(columns(rows))
+        return [known[name] if name in known else next(given) for name in self._names]
 
-    def _positional(self, arguments: dict[str, Any]) -> list[Any]:
-        return [arguments[name] if name in arguments else self._constants[name] for name in self._names]
+
+def columns(rows: Sequence[Sequence[Any]], width: int = 0) -> list[list[Any]]:
+    """Rows as one list per column; `width` says how many there are of no rows."""
+    return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(width)]
 
 
 class Insert:
@@ -115,20 +120,19 @@ class Insert:
             await connection.copy_records_to_table(self._table, records=rows, columns=self._columns)
 
 
-def rows_of(**columns: Any) -> sa.TableValuedAlias:
+def rows_of(alias: str = "given", /, **columns: Any) -> sa.TableValuedAlias:
     """A set of rows given as one array per column, numbered from 1 in the column `ordinality`.
 
-    JSON has no array of its own here: declare its column as text and cast it in the select.
+    The arrays are bound as `<alias>_<column>`, so that a statement may take several sets. JSON has no array
+    of its own here: declare its column as text and cast it in the select.
     """
     binds = [
-        sa.bindparam(f"{name}_rows", type_=ARRAY(sa.types.to_instance(kind)))
+        sa.bindparam(f"{alias}_{name}", type_=ARRAY(sa.types.to_instance(kind)))
         for name, kind in columns.items()
     ]
     typed = [sa.column(name, sa.types.to_instance(kind)) for name, kind in columns.items()]
     return (
-        sa.func.unnest(*binds)
-        .table_valued(*typed, with_ordinality="ordinality", name="given")
-        .render_derived()
+        sa.func.unnest(*binds).table_valued(*typed, with_ordinality="ordinality", name=alias).render_derived()
     )
 
 
@@ -153,7 +157,9 @@ class Database:
         self._pool = pool
 
     @classmethod
-    async def open(cls, url: str, *, size: int, name: str) -> Database:
+    async def open(
+        cls, url: str, *, size: int, name: str, command_timeout: float = COMMAND_TIMEOUT
+    ) -> Database:
         """Opens the pool. Raises DatabaseUnavailable when the database is away."""
         with _driver_errors():
             pool = await asyncpg.create_pool(
@@ -161,15 +167,13 @@ class Database:
                 min_size=0,
                 max_size=size,
                 timeout=CONNECT_TIMEOUT,
-                command_timeout=COMMAND_TIMEOUT,
+                command_timeout=command_timeout,
                 max_inactive_connection_lifetime=300,
                 reset=_keep_as_is,
                 server_settings={
                     "application_name": name,
                     "timezone": "UTC",
                     "jit": "off",
-                    # A batch is planned for its size: the generic plan of an unnest is four times slower.
-                    "plan_cache_mode": "force_custom_plan",
                     "statement_timeout": str(int(STATEMENT_TIMEOUT * 1000)),
                     "lock_timeout": str(int(LOCK_TIMEOUT * 1000)),
                     "idle_in_transaction_session_timeout": str(int(IDLE_TIMEOUT * 1000)),

@@ -39,8 +39,26 @@ class Expression:
         result = value.value()
         if result is True or result is False:
             return bool(result)
-        # "code: what failed: the value it failed on", and that may be somebody's text: it must not be kept.
-        raise EvaluationFailed(":".join(str(result).split(":", 2)[:2]).strip())
+        raise _failure(value)
+
+
+class Selection:
+    """A condition over each member of a list, evaluated at once."""
+
+    def __init__(self, compiled: cel.Expression) -> None:
+        self._compiled = compiled
+
+    def matching(self, facts: cel.Activation) -> frozenset[int]:
+        """The indexes of those for which it is true. Raises EvaluationFailed if it fails for any."""
+        value = self._compiled.eval(facts)
+        if value.type() == cel.Type.ERROR:
+            raise _failure(value)
+        return frozenset(index for index, holds in enumerate(value.plain_value()) if holds)
+
+
+def _failure(value: cel.Value) -> EvaluationFailed:
+    # "code: what failed: the value it failed on", and that may be somebody's text: it must not be kept.
+    return EvaluationFailed(":".join(str(value.value()).split(":", 2)[:2]).strip())
 
 
 class Vocabulary:
@@ -62,6 +80,11 @@ class Vocabulary:
         if compiled.return_type() != cel.Type.BOOL:
             raise ExpressionInvalid(f"1:1: must be a bool, is {compiled.return_type().name()}")
         return Expression(compiled)
+
+    def compile_each(self, text: str, name: str, of: str) -> Selection:
+        """A condition that was found valid, over each `name` of the list `of`."""
+        # On a line of its own, so that a comment at its end comments out nothing of ours.
+        return Selection(self._environment.compile(f"{of}.map({name}, ({text}\n))"))
 
     def facts(self, values: Mapping[str, Any]) -> cel.Activation:
         """Values for one or more evaluations."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -35,6 +35,8 @@ from services.points.rules import Programmes, Source, instant
 from services.points.service import Adjust, Command, Earn, EarnFixed, Redeem
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+Shown = TypeVar("Shown", bound=Message)
 
 EXPIRING_DATES = 24
 
@@ -176,33 +178,32 @@ class PointsApi(PointsServiceServicer):
             since=instant(request.occur_from_time) if request.HasField("occur_from_time") else None,
             until=instant(request.occur_until_time) if request.HasField("occur_until_time") else None,
         )
-        rows, token = await self._page(request, chosen)
-        found = [events.transaction(store.to_transaction(row)) for row in rows]
+        found, token = await self._page(request, chosen, _listed)
         return pb.ListTransactionsResponse(transactions=found, next_page_token=token)
 
     async def ExportMember(
         self, request: pb.ExportMemberRequest, context: Context
     ) -> pb.ExportMemberResponse:
         """See the contract."""
-        rows, token = await self._page(request, store.Filter())
+        found, token = await self._page(request, store.Filter(), _exported)
         async with self._database.read() as connection:
             (member,) = await service.balances(connection, [request.member_id], self._clock.now())
         if member is None:
             raise MemberUnknown(member_id=request.member_id)
-        return pb.ExportMemberResponse(
-            balance=_balance(member), transactions=[_exported(row) for row in rows], next_page_token=token
-        )
+        return pb.ExportMemberResponse(balance=_balance(member), transactions=found, next_page_token=token)
 
     async def _page(
-        self, request: pb.ListTransactionsRequest | pb.ExportMemberRequest, chosen: store.Filter
-    ) -> tuple[Sequence[Row], str]:
+        self,
+        request: pb.ListTransactionsRequest | pb.ExportMemberRequest,
+        chosen: store.Filter,
+        make: Callable[[Row], Shown],
+    ) -> tuple[list[Shown], str]:
         question = _question(request)
         before = pagination.read_token(question, request.page_token)
         size = pagination.page_size(request.page_size)
         async with self._database.read() as connection:
             rows = await store.page(connection, request.member_id, chosen, before, size + 1)
-        token = pagination.make_token(question, rows[size - 1]["seq"]) if len(rows) > size else ""
-        return rows[:size], token
+        return pagination.fill(question, rows, size, "seq", make)
 
     # --- the programme, and erasing -------------------------------------------------------------------
 
@@ -265,8 +266,9 @@ class PointsApi(PointsServiceServicer):
         size = pagination.page_size(request.page_size)
         async with self._database.read() as connection:
             rows = await store.programme_page(connection, before, size + 1)
-        token = pagination.make_token(question, rows[size - 1]["version"]) if len(rows) > size else ""
-        programmes = [pb.Programme.FromString(row["body"]) for row in rows[:size]]
+        programmes, token = pagination.fill(
+            question, rows, size, "version", lambda row: pb.Programme.FromString(row["body"])
+        )
         return pb.ListProgrammesResponse(programmes=programmes, next_page_token=token)
 
     async def EraseMember(self, request: pb.EraseMemberRequest, context: Context) -> pb.EraseMemberResponse:
@@ -421,6 +423,10 @@ def _balance(member: Member) -> pb.Balance:
             for end, amount in list(ends.items())[:EXPIRING_DATES]
         ],
     )
+
+
+def _listed(row: Row) -> pb.Transaction:
+    return events.transaction(store.to_transaction(row))
 
 
 def _exported(row: Row) -> pb.ExportedTransaction:

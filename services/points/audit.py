@@ -36,6 +36,7 @@ from services.points.store import OUTBOX_KEPT
 
 SHOWN = 5  # offending rows that a check names
 PREFETCH = 2_000  # rows a round trip
+READ_TIMEOUT = 600.0  # seconds that PostgreSQL may sort before the first rows come
 STEP = 1_000  # members between two reports of progress
 MARGIN = timedelta(days=1)  # by which an event may outlive the kept range before its absence counts
 QUIET = 2.0  # seconds without a message after which a stream counts as read
@@ -86,7 +87,7 @@ async def audit(
     `progress` hears the number of members done. Raises DatabaseUnavailable.
     """
     hashes = await _stream_hashes(stream_url) if stream_url else None
-    database = await Database.open(url, size=2, name="audit")
+    database = await Database.open(url, size=2, name="audit", command_timeout=READ_TIMEOUT)
     try:
         async with database.snapshot() as connection:
             audit = _Audit(await _programmes(connection), hashes)

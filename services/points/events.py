@@ -49,7 +49,14 @@ def balance_after(balance: Balances) -> pb.BalanceAfter:
 
 
 def transaction(tx: Transaction) -> pb.Transaction:
-    """A transaction as the contract shows it."""
+    """A transaction as the contract shows it; made once, for the event and for the answer."""
+    if tx.message is None:
+        tx.message = _transaction(tx)
+    found: pb.Transaction = tx.message
+    return found
+
+
+def _transaction(tx: Transaction) -> pb.Transaction:
     return pb.Transaction(
         transaction_id=tx.transaction_id,
         member_id=tx.member_id,
@@ -75,6 +82,7 @@ def transaction(tx: Transaction) -> pb.Transaction:
         ],
         balance=balance_after(tx.balance),
         programme_version=tx.programme_version,
+        payload_hash=tx.payload_hash,
     )
 
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
-from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -26,6 +25,7 @@ from services.chassis.expressions import (
     EvaluationFailed,
     Expression,
     ExpressionInvalid,
+    Selection,
     Vocabulary,
 )
 from services.points.domain.earning import Basis, Match, Rule, RuleBook, Scope, gains
@@ -47,6 +47,7 @@ _SCOPES = {
     pb.RULE_SCOPE_LINE: Scope.LINE,
     pb.RULE_SCOPE_ACTIVITY: Scope.ACTIVITY,
 }
+_NONE: frozenset[int] = frozenset()
 _UNITS = {pb.UNIT_POINTS: Unit.POINTS, pb.UNIT_GROWTH: Unit.GROWTH}
 
 
@@ -73,7 +74,11 @@ class Source:
 
 
 def read_order(order: Order) -> Source:
-    """An order as facts. Raises TotalMismatch."""
+    """An order as facts. Raises MalformedRequest where line ids repeat, and TotalMismatch."""
+    if len({line.line_id for line in order.lines}) < len(order.lines):  # cheaper here than as a CEL rule
+        raise MalformedRequest(
+            violations=[Violation("order.lines", "line_id must be unique within the order")]
+        )
     lines = tuple(line.amount_minor for line in order.lines)
     total = sum(lines) + order.delivery_fee_minor
     if total != order.total_minor:
@@ -116,7 +121,7 @@ class Programme:
 
     version: int
     book: RuleBook
-    conditions: tuple[tuple[Rule, Expression | None], ...]
+    conditions: tuple[tuple[Rule, Expression | Selection | None], ...]
 
     @property
     def terms(self) -> Terms:
@@ -137,36 +142,32 @@ class Programme:
         used_today: Mapping[str, int],
     ) -> list[Gain]:
         """What the rules give for an order or activity that occurred at `occur`."""
-        member = pb.Member(tier=tier, facts=facts)
+        kind = "activity" if source.scope is Scope.ACTIVITY else "order"
+        known = _VOCABULARIES[source.scope].facts(
+            {"member": pb.Member(tier=tier, facts=facts), "now": occur, kind: source.message}
+        )
         matches: list[Match] = []
-        if source.scope is Scope.ACTIVITY:
-            known: dict[str, Any] = {"member": member, "now": occur, "activity": source.message}
-        else:
-            known = {"member": member, "now": occur, "order": source.message}
-        whole = _VOCABULARIES[source.scope].facts(known)
-        lines: list[Any] | None = None
         for rule, condition in self.conditions:
-            if not rule.holds_at(occur):
+            if not rule.holds_at(occur) or (rule.scope is Scope.ACTIVITY) is not (kind == "activity"):
                 continue
             try:
-                if rule.scope is source.scope:
-                    if condition is None or condition.holds(whole):
-                        matches.append(Match(rule))
-                elif rule.scope is Scope.LINE and source.scope is Scope.ORDER:
-                    assert isinstance(source.message, Order)  # noqa: S101 - narrows the type
-                    if condition is not None and lines is None:
-                        vocabulary = _VOCABULARIES[Scope.LINE]
-                        lines = [vocabulary.facts({**known, "line": line}) for line in source.message.lines]
-                    matching = frozenset(
-                        index
-                        for index in range(len(source.basis.lines))
-                        if condition is None or (lines is not None and condition.holds(lines[index]))
-                    )
-                    if matching:
-                        matches.append(Match(rule, matching))
+                match condition:
+                    case Expression():
+                        lines = None if condition.holds(known) else _NONE
+                    case Selection():
+                        lines = condition.matching(known)
+                    case _:
+                        lines = (
+                            frozenset(range(len(source.basis.lines))) if rule.scope is Scope.LINE else None
+                        )
             except EvaluationFailed as error:
                 telemetry.RULE_ERRORS.labels(rule.rule_id).inc()
                 matches.append(Match(rule, error=str(error)[:200]))
+                continue
+            if lines is None:
+                matches.append(Match(rule))
+            elif lines:
+                matches.append(Match(rule, lines))
         return gains(self.book, matches, source.basis, used_today)
 
 
@@ -174,12 +175,15 @@ def compile_programme(message: pb.Programme) -> Programme:
     """Compiles a programme. Raises ProgrammeInvalid with every fault and its place."""
     faults: list[Violation] = []
     rules = [_rule(rule, f"programme.earn_rules[{i}]", faults) for i, rule in enumerate(message.earn_rules)]
-    conditions: list[tuple[Rule, Expression | None]] = []
+    conditions: list[tuple[Rule, Expression | Selection | None]] = []
     for index, (rule, source) in enumerate(zip(rules, message.earn_rules, strict=True)):
-        expression = None
+        expression: Expression | Selection | None = None
         if source.when:
             try:
                 expression = _VOCABULARIES[rule.scope].compile(source.when)
+                if rule.scope is Scope.LINE:
+                    whole = _VOCABULARIES[Scope.ORDER]
+                    expression = whole.compile_each(source.when, "line", "order.lines")
             except ExpressionInvalid as error:
                 faults.append(Violation(f"programme.earn_rules[{index}].when", str(error)))
         conditions.append((rule, expression))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import TypeVar
 
 from services.chassis import outbox
@@ -105,8 +105,10 @@ async def post(
     Answers each with its transaction, its error, or None (nothing to post: the event was applied before,
     or nothing was due), and says how many events went to the outbox.
     """
-    programme = await programme_in_force(connection, programmes, at)
-    seen = await store.lock(connection, _wanted(commands, programme), at)
+    seen = await store.lock(connection, _wanted(commands), at)
+    programme = await _programme(connection, programmes, seen.head)
+    if programme is not None and programme.has_daily_caps:
+        seen.caps = await store.caps(connection, _days(commands, programme.terms))
     batch = _Batch(seen, programme, epoch, at)
     answers = [batch.answer(command) for command in commands]
     received = wall()
@@ -119,7 +121,10 @@ async def programme_in_force(
     connection: Connection, programmes: Programmes, at: datetime
 ) -> Programme | None:
     """The version in force at `at`, read in this transaction, compiled at most once."""
-    version = await store.head_version(connection, at)
+    return await _programme(connection, programmes, await store.head_version(connection, at))
+
+
+async def _programme(connection: Connection, programmes: Programmes, version: int | None) -> Programme | None:
     if version is None:
         return None
     programme = programmes.get(version)
@@ -130,7 +135,16 @@ async def programme_in_force(
     return programme
 
 
-def _wanted(commands: Sequence[Command], programme: Programme | None) -> Wanted:
+def _days(commands: Sequence[Command], terms: ledger.Terms) -> set[tuple[str, date]]:
+    """The members' local days on which something may count against a cap."""
+    return {
+        (command.member_id, terms.local_day(command.occur_time or command.source.occur_time))
+        for command in commands
+        if isinstance(command, Earn)
+    }
+
+
+def _wanted(commands: Sequence[Command]) -> Wanted:
     wanted = Wanted()
     for command in commands:
         member = command.member_id
@@ -143,9 +157,6 @@ def _wanted(commands: Sequence[Command], programme: Programme | None) -> Wanted:
             source = command.source
             kind = wanted.activities if source.scope is Scope.ACTIVITY else wanted.orders
             kind.add((member, source.id))
-            if programme is not None and programme.has_daily_caps:
-                occur = command.occur_time or source.occur_time
-                wanted.days.add((member, programme.terms.local_day(occur)))
     return wanted
 
 
@@ -387,7 +398,8 @@ async def quote(
     check_currency(source, programme.terms)
     found = await store.read_members(connection, [member_id])
     member = found.get(member_id) or ledger.new_member(member_id)
-    used = await store.caps(connection, member_id, programme.terms.local_day(occur))
+    today = (member_id, programme.terms.local_day(occur))
+    used = (await store.caps(connection, [today])).get(today, {})
     gains = programme.gains(source, occur, member.tier, {}, used)
     ledger.earn(member, gains, programme.terms, occur)  # refuses what EarnPoints would refuse
     return programme, gains

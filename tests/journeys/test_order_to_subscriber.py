@@ -110,18 +110,25 @@ async def test_a_subscriber_can_recompute_the_hash_chain_from_the_events_alone(h
     bodies = {what.order_id: what.SerializeToString(deterministic=True) for what in orders}
     head = b""
     for event in events:
-        payload = hashlib.sha256(bodies[event.transaction.order_id]).hexdigest()
-        head = chained(head, event.transaction, payload)
+        assert event.transaction.payload_hash == hashlib.sha256(bodies[event.transaction.order_id]).digest()
+        head = chained(head, event.transaction)
         assert event.transaction.hash == head
 
 
-def chained(previous: bytes, t: pb.Transaction, payload: str) -> bytes:
+def chained(previous: bytes, t: pb.Transaction) -> bytes:
     """Hash version 1: SHA-256 of the previous hash and the transaction's fields as netstrings."""
     b = t.balance
     fields = [
         *("1", t.member_id, str(t.seq), t.transaction_id),
         pb.TransactionKind.Name(t.kind).removeprefix("TRANSACTION_KIND_"),
-        *(t.request_id, payload, t.order_id, t.activity_id, t.reference_id, t.reverses_transaction_id),
+        *(
+            t.request_id,
+            t.payload_hash.hex(),
+            t.order_id,
+            t.activity_id,
+            t.reference_id,
+            t.reverses_transaction_id,
+        ),
         *(str(at.seconds * 1_000_000 + at.nanos // 1000) for at in (t.occur_time, t.create_time)),
         *(str(t.programme_version), str(len(t.transfers))),
         *(f"{unit(m.unit)} {account(m.debit)} {account(m.credit)} {m.amount}" for m in t.transfers),

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from services.points.errors import (
@@ -195,6 +196,8 @@ class Transaction:
     balance: Balances
     hash: bytes = b""
     actor: str = ""
+    message: Any = field(default=None, compare=False, repr=False)
+    """How the edge shows it, once made; nothing here looks at it."""
 
 
 @dataclass(slots=True)

@@ -11,13 +11,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from services.chassis.database import Connection, Insert, Statement, insert_rows, rows_of
+from services.chassis.database import Connection, Insert, Row, Statement, columns, insert_rows, rows_of
 from services.chassis.ids import bucket
 from services.chassis.inbox import InboxKey
 from services.points import tables as t
 from services.points.domain.ledger import HASH_VERSION, Lot, Member, Transaction
 from services.points.store.boxes import INBOX
-from services.points.store.reads import CAPS
+from services.points.store.programmes import head_version_at
 from services.points.store.rows import (
     BALANCES,
     LOT,
@@ -41,7 +41,6 @@ class Wanted:
     orders: set[tuple[str, str]] = field(default_factory=set)
     activities: set[tuple[str, str]] = field(default_factory=set)
     events: list[InboxKey] = field(default_factory=list)
-    days: set[tuple[str, date]] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -49,11 +48,13 @@ class Seen:
     """What the database says, locked until commit."""
 
     members: dict[str, Member]
-    requests: dict[tuple[str, str], Transaction]
-    orders: dict[tuple[str, str], tuple[Transaction, bytes]]
-    activities: dict[tuple[str, str], tuple[Transaction, bytes]]
-    events: set[tuple[str, ...]]
-    caps: dict[tuple[str, date], dict[str, int]]
+    head: int | None
+    """The version of the programme in force; None too where no member was there to be locked."""
+    requests: dict[tuple[str, str], Transaction] = field(default_factory=dict)
+    orders: dict[tuple[str, str], tuple[Transaction, bytes]] = field(default_factory=dict)
+    activities: dict[tuple[str, str], tuple[Transaction, bytes]] = field(default_factory=dict)
+    events: set[tuple[str, ...]] = field(default_factory=set)
+    caps: dict[tuple[str, date], dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -93,7 +94,7 @@ def _statements_about_members() -> dict[str, Statement]:
             .on_conflict_do_nothing()
         ),
         "lock": Statement(
-            sa.select(t.members)
+            sa.select(t.members, head_version_at(sa.bindparam("at", type_=t.INSTANT)).label("head_version"))
             .join_from(given, t.members, mine(t.members))
             .order_by(t.members.c.bucket, t.members.c.member_id)
             .with_for_update(of=t.members)
@@ -109,27 +110,26 @@ def _statements_about_members() -> dict[str, Statement]:
 _MEMBERS = _statements_about_members()
 
 
-def _known(column: sa.Column[Any], *conditions: Any) -> Statement:
-    """Transactions of given members by a given key."""
-    given = rows_of(bucket=sa.SmallInteger, member_id=sa.Text, key=sa.Text)
+def _known_statement() -> Statement:
+    """Transactions of members by request, by order earned, and by activity earned, told apart by `by`."""
     c = t.transactions.c
-    return Statement(
-        sa.select(t.transactions).join_from(
-            given,
-            t.transactions,
-            sa.and_(
-                c.bucket == given.c.bucket,
-                c.member_id == given.c.member_id,
-                column == given.c.key,
-                *conditions,
-            ),
-        )
-    )
+    ways = {
+        "request": c.request_id == sa.column("key"),
+        "order": sa.and_(c.order_id == sa.column("key"), c.kind == sa.literal_column("'EARN'")),
+        "activity": c.activity_id == sa.column("key"),
+    }
+    selects = []
+    for way, matches in ways.items():
+        given = rows_of(way, bucket=sa.SmallInteger, member_id=sa.Text, key=sa.Text)
+        mine = sa.and_(c.bucket == given.c.bucket, c.member_id == given.c.member_id, matches)
+        by: Any = sa.literal_column(f"'{way}'").label("by")
+        selects.append(sa.select(by, *_FIRST_ANSWER).join_from(given, t.transactions, mine))
+    return Statement(sa.union_all(*selects))
 
 
-_BY_REQUEST = _known(t.transactions.c.request_id)
-_BY_ORDER = _known(t.transactions.c.order_id, t.transactions.c.kind == "EARN")
-_BY_ACTIVITY = _known(t.transactions.c.activity_id)
+# What a first answer is made of; not the stored order, which may be long.
+_FIRST_ANSWER = [column for column in t.transactions.c if column.name not in ("source", "facts")]
+_KNOWN = _known_statement()
 
 
 async def lock(connection: Connection, wanted: Wanted, at: datetime) -> Seen:
@@ -137,8 +137,7 @@ async def lock(connection: Connection, wanted: Wanted, at: datetime) -> Seen:
 
     Members with credits are made if they are not there. Lots are loaded where something is taken or due.
     """
-    await _MEMBERS["add"].execute_rows(connection, keys(wanted.credits))
-    rows = await _MEMBERS["lock"].fetch_rows(connection, keys(wanted.credits | wanted.debits))
+    rows = await _lock_members(connection, wanted, at)
     members = {row["member_id"]: to_member(row) for row in rows}
     needing = [
         m
@@ -149,23 +148,40 @@ async def lock(connection: Connection, wanted: Wanted, at: datetime) -> Seen:
         member.unloaded_due_time = None
     for row in await _MEMBERS["lots"].fetch_rows(connection, keys(m.member_id for m in needing)):
         members[row["member_id"]].lots.append(to_lot([row[name] for name in LOT]))
-    requests = await _BY_REQUEST.fetch_rows(connection, keyed(wanted.requests))
-    orders = await _BY_ORDER.fetch_rows(connection, keyed(wanted.orders))
-    activities = await _BY_ACTIVITY.fetch_rows(connection, keyed(wanted.activities))
-    caps: dict[tuple[str, date], dict[str, int]] = {}
-    for row in await CAPS.fetch_rows(connection, [(bucket(m), m, day) for m, day in sorted(wanted.days)]):
-        caps.setdefault((row["member_id"], row["day"]), {})[row["rule_id"]] = row["used"]
-    return Seen(
-        members,
-        {(row["member_id"], row["request_id"]): to_transaction(row) for row in requests},
-        {(row["member_id"], row["order_id"]): (to_transaction(row), row["source_hash"]) for row in orders},
-        {
-            (row["member_id"], row["activity_id"]): (to_transaction(row), row["source_hash"])
-            for row in activities
-        },
-        await INBOX.known(connection, wanted.events) if wanted.events else set(),
-        caps,
-    )
+    seen = Seen(members, head=rows[0]["head_version"] if rows else None)
+    if wanted.events:
+        seen.events = await INBOX.known(connection, wanted.events)
+    ways = {"request": wanted.requests, "order": wanted.orders, "activity": wanted.activities}
+    arguments = {
+        f"{way}_{column}": values
+        for way, pairs in ways.items()
+        for column, values in zip(("bucket", "member_id", "key"), columns(keyed(pairs), 3), strict=True)
+    }
+    for row in await _KNOWN.fetch(connection, **arguments):
+        transaction = to_transaction(row)
+        match row["by"]:
+            case "request":
+                seen.requests[row["member_id"], row["request_id"]] = transaction
+            case "order":
+                seen.orders[row["member_id"], row["order_id"]] = (transaction, row["source_hash"])
+            case _:
+                seen.activities[row["member_id"], row["activity_id"]] = (transaction, row["source_hash"])
+    return seen
+
+
+async def _lock_members(connection: Connection, wanted: Wanted, at: datetime) -> list[Row]:
+    """Most members are known: only where some are not does it take a second and a third statement.
+
+    Rows are made after the locks are taken, so two processes that make the same members wait for each
+    other in the order of the keys; where that fails, PostgreSQL ends one, and its items run singly.
+    """
+    asked = wanted.credits | wanted.debits
+    rows = await _MEMBERS["lock"].fetch_rows(connection, keys(asked), at=at)
+    missing = keys(wanted.credits - {row["member_id"] for row in rows})
+    if missing:
+        await _MEMBERS["add"].execute_rows(connection, missing)
+        rows += await _MEMBERS["lock"].fetch_rows(connection, missing, at=at)
+    return rows
 
 
 _ADD_TRANSACTIONS = Insert(t.transactions)

@@ -10,6 +10,7 @@ from services.points import tables as t
 from services.points.store.boxes import INBOX, OUTBOX
 from services.points.store.rows import OF_MEMBER
 
+_PREFIX = sa.bindparam("prefix", type_=sa.LargeBinary)
 _ERASE_NOTES = Statement(
     sa.delete(t.notes).where(
         t.notes.c.bucket == sa.bindparam("b"), t.notes.c.member_id == sa.bindparam("member")
@@ -20,6 +21,14 @@ _ERASE_SOURCES = Statement(
 )
 
 
+# Events that were refused have no effect to find them by; but each begins with its member, field 1.
+_ERASE_REFUSED = Statement(
+    sa.delete(t.dead_letters)
+    .where(sa.func.substr(t.dead_letters.c.body, 1, sa.func.length(_PREFIX)) == _PREFIX)
+    .returning(t.dead_letters.c.stream, t.dead_letters.c.stream_seq)
+)
+
+
 async def erase(connection: Connection, member_id: str) -> tuple[int, int, int]:
     """Removes a locked member's free text, sources and events. Returns how many of each."""
     key = {"b": bucket(member_id), "member": member_id}
@@ -27,5 +36,7 @@ async def erase(connection: Connection, member_id: str) -> tuple[int, int, int]:
     sources = await _ERASE_SOURCES.execute(connection, **key)
     events = await OUTBOX.erase(connection, member_id)
     received = await INBOX.of_member(connection, member_id)
+    prefix = b"\x0a" + bytes([len(member_id)]) + member_id.encode()
+    received += await _ERASE_REFUSED.fetch(connection, prefix=prefix)
     await OUTBOX.erase_later(connection, [(row["stream"], row["stream_seq"]) for row in received])
     return notes, sources, events

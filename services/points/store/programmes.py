@@ -10,12 +10,19 @@ from services.chassis.database import Connection, Row, Statement
 from services.points import tables as t
 from services.points.store.reads import unless_null
 
-_HEAD = Statement(
-    sa.select(t.programmes.c.version)
-    .where(t.programmes.c.effective_time <= sa.bindparam("at"))
-    .order_by(t.programmes.c.version.desc())
-    .limit(1)
-)
+
+def head_version_at(at: sa.ColumnElement[datetime]) -> sa.ScalarSelect[int]:
+    """The version in force at an instant, as part of a statement."""
+    return (
+        sa.select(t.programmes.c.version)
+        .where(t.programmes.c.effective_time <= at)
+        .order_by(t.programmes.c.version.desc())
+        .limit(sa.literal_column("1"))
+        .scalar_subquery()
+    )
+
+
+_HEAD = Statement(sa.select(head_version_at(sa.bindparam("at", type_=t.INSTANT))))
 _PROGRAMME = Statement(sa.select(t.programmes).where(t.programmes.c.version == sa.bindparam("v")))
 _PROGRAMMES = Statement(
     sa.select(t.programmes)

@@ -28,13 +28,18 @@ def _cap_statement() -> Statement:
     )
 
 
-CAPS = _cap_statement()
+_CAPS = _cap_statement()
 
 
-async def caps(connection: Connection, member_id: str, day: date) -> dict[str, int]:
-    """What each rule with a daily cap gave a member on a local day."""
-    rows = await CAPS.fetch_rows(connection, [(bucket(member_id), member_id, day)])
-    return {row["rule_id"]: row["used"] for row in rows}
+async def caps(
+    connection: Connection, days: Iterable[tuple[str, date]]
+) -> dict[tuple[str, date], dict[str, int]]:
+    """What each rule with a daily cap gave members on local days, by member and day."""
+    found: dict[tuple[str, date], dict[str, int]] = {}
+    rows = [(bucket(member_id), member_id, day) for member_id, day in sorted(days)]
+    for row in await _CAPS.fetch_rows(connection, rows):
+        found.setdefault((row["member_id"], row["day"]), {})[row["rule_id"]] = row["used"]
+    return found
 
 
 def _read_statement() -> Statement:

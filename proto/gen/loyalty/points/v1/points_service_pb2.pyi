@@ -688,6 +688,7 @@ class Transaction(_message.Message):
     CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
     BALANCE_FIELD_NUMBER: _builtins.int
     PROGRAMME_VERSION_FIELD_NUMBER: _builtins.int
+    PAYLOAD_HASH_FIELD_NUMBER: _builtins.int
     transaction_id: _builtins.str
     """Its id, `txn_` and a UUIDv7."""
     member_id: _builtins.str
@@ -710,6 +711,8 @@ class Transaction(_message.Message):
     """SHA-256 over the previous transaction's hash and this one's content (docs/hash-chain.md)."""
     programme_version: _builtins.int
     """The version of the programme it was posted under; 0 where none matters."""
+    payload_hash: _builtins.bytes
+    """SHA-256 of what was asked, part of `hash`; empty where the service posted what had fallen due."""
     @_builtins.property
     def occur_time(self) -> _timestamp_pb2.Timestamp:
         """When the fact happened."""
@@ -749,10 +752,11 @@ class Transaction(_message.Message):
         contributions: _abc.Iterable[Global___Contribution] | None = ...,
         balance: Global___BalanceAfter | None = ...,
         programme_version: _builtins.int = ...,
+        payload_hash: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "create_time", b"create_time", "occur_time", b"occur_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_id", b"activity_id", "balance", b"balance", "contributions", b"contributions", "create_time", b"create_time", "hash", b"hash", "kind", b"kind", "member_id", b"member_id", "occur_time", b"occur_time", "order_id", b"order_id", "programme_version", b"programme_version", "reference_id", b"reference_id", "request_id", b"request_id", "reverses_transaction_id", b"reverses_transaction_id", "seq", b"seq", "transaction_id", b"transaction_id", "transfers", b"transfers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_id", b"activity_id", "balance", b"balance", "contributions", b"contributions", "create_time", b"create_time", "hash", b"hash", "kind", b"kind", "member_id", b"member_id", "occur_time", b"occur_time", "order_id", b"order_id", "payload_hash", b"payload_hash", "programme_version", b"programme_version", "reference_id", b"reference_id", "request_id", b"request_id", "reverses_transaction_id", b"reverses_transaction_id", "seq", b"seq", "transaction_id", b"transaction_id", "transfers", b"transfers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

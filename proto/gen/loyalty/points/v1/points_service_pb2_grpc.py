@@ -32,7 +32,8 @@ class PointsServiceStub:
     Every write takes a request_id that the caller makes and keeps before its first attempt. The same
     request_id with the same payload gets the first answer, however late; with another payload
     ALREADY_EXISTS `REQUEST_ID_REUSED`. Failures are not stored. Every call may fail with
-    UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT (every violated field at once),
+    UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT (every violated field at once, of a large
+    request the first),
     RESOURCE_EXHAUSTED, UNAVAILABLE and DEADLINE_EXCEEDED; the methods name their own errors.
     """
 
@@ -121,7 +122,8 @@ class PointsServiceServicer:
     Every write takes a request_id that the caller makes and keeps before its first attempt. The same
     request_id with the same payload gets the first answer, however late; with another payload
     ALREADY_EXISTS `REQUEST_ID_REUSED`. Failures are not stored. Every call may fail with
-    UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT (every violated field at once),
+    UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT (every violated field at once, of a large
+    request the first),
     RESOURCE_EXHAUSTED, UNAVAILABLE and DEADLINE_EXCEEDED; the methods name their own errors.
     """
 
@@ -327,7 +329,8 @@ class PointsService:
     Every write takes a request_id that the caller makes and keeps before its first attempt. The same
     request_id with the same payload gets the first answer, however late; with another payload
     ALREADY_EXISTS `REQUEST_ID_REUSED`. Failures are not stored. Every call may fail with
-    UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT (every violated field at once),
+    UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT (every violated field at once, of a large
+    request the first),
     RESOURCE_EXHAUSTED, UNAVAILABLE and DEADLINE_EXCEEDED; the methods name their own errors.
     """
 

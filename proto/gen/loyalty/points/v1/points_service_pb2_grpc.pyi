@@ -33,7 +33,8 @@ class PointsServiceStub:
     Every write takes a request_id that the caller makes and keeps before its first attempt. The same
     request_id with the same payload gets the first answer, however late; with another payload
     ALREADY_EXISTS `REQUEST_ID_REUSED`. Failures are not stored. Every call may fail with
-    UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT (every violated field at once),
+    UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT (every violated field at once, of a large
+    request the first),
     RESOURCE_EXHAUSTED, UNAVAILABLE and DEADLINE_EXCEEDED; the methods name their own errors.
     """
 
@@ -102,7 +103,8 @@ class PointsServiceAsyncStub(PointsServiceStub):
     Every write takes a request_id that the caller makes and keeps before its first attempt. The same
     request_id with the same payload gets the first answer, however late; with another payload
     ALREADY_EXISTS `REQUEST_ID_REUSED`. Failures are not stored. Every call may fail with
-    UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT (every violated field at once),
+    UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT (every violated field at once, of a large
+    request the first),
     RESOURCE_EXHAUSTED, UNAVAILABLE and DEADLINE_EXCEEDED; the methods name their own errors.
     """
 
@@ -167,7 +169,8 @@ class PointsServiceServicer(metaclass=_abc_1.ABCMeta):
     Every write takes a request_id that the caller makes and keeps before its first attempt. The same
     request_id with the same payload gets the first answer, however late; with another payload
     ALREADY_EXISTS `REQUEST_ID_REUSED`. Failures are not stored. Every call may fail with
-    UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT (every violated field at once),
+    UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT (every violated field at once, of a large
+    request the first),
     RESOURCE_EXHAUSTED, UNAVAILABLE and DEADLINE_EXCEEDED; the methods name their own errors.
     """
 

@@ -7,7 +7,6 @@ the message's own, and final after MAX_TRIES, counted here: the broker's count w
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,7 +31,6 @@ FETCH_TIMEOUT = 2.0  # seconds to wait for the first message
 ACK_WAIT = 30  # seconds until JetStream delivers an unacknowledged message again
 MAX_ACK_PENDING = 2 * FETCH
 MAX_TRIES = 10
-MAX_KEY = 256  # characters of an event's id or source
 PAUSE = 1.0  # seconds after a fault
 
 log = structlog.get_logger()
@@ -185,10 +183,12 @@ class Consumer:
             "stream": arrived.stream,
             "stream_seq": arrived.stream_seq,
             "subject": arrived.subject,
-            "headers": json.dumps({_text(k): _text(v) for k, v in (message.headers or {}).items()}),
+            "headers": json.dumps(
+                {streams.text(k): streams.text(v) for k, v in (message.headers or {}).items()}
+            ),
             "body": arrived.body,
             "reason": outcome.reason,
-            "message": _text(outcome.message),
+            "message": streams.text(outcome.message),
             "create_time": wall(),
         }
         log.warning("dead_letter", consumer=self._name, event_id=arrived.event_id, reason=outcome.reason)
@@ -198,17 +198,6 @@ class Consumer:
         except INFRASTRUCTURE:
             return False
         return True
-
-
-def _text(value: str) -> str:
-    """PostgreSQL's text has no NUL, and a message that cannot be kept would come back for ever."""
-    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
-def _key(value: str) -> str:
-    """As `_text`; one too long for an index is known by its hash."""
-    text = _text(value)
-    return text if len(text) <= MAX_KEY else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _bury(dead_letters: sa.Table) -> Statement:
@@ -234,13 +223,12 @@ def _bury(dead_letters: sa.Table) -> Statement:
 def delivery(message: Msg, stream: str) -> Delivery:
     """Reads the CloudEvents headers; a brand that sends none is identified by what it does send."""
     headers = message.headers or {}
-    fallback = headers.get("Nats-Msg-Id") or hashlib.sha256(message.data).hexdigest()
     return Delivery(
         subject=message.subject,
         body=message.data,
-        source=_key(headers.get("ce-source") or stream),
-        event_id=_key(headers.get("ce-id") or fallback),
-        traceparent=_text(headers.get("traceparent", ""))[:55],
+        source=streams.key(headers.get("ce-source") or stream),
+        event_id=streams.event_id(headers, message.data),
+        traceparent=streams.text(headers.get("traceparent", ""))[:55],
         stream=stream,
         stream_seq=message.metadata.sequence.stream,
     )

@@ -54,7 +54,7 @@ class Inbox:
         )
         self._add = Insert(table, *names, "stream", "stream_seq", "receive_time")
         self._of_member = Statement(
-            sa.select(table.c.stream, table.c.stream_seq).where(
+            sa.select(table.c.stream, table.c.stream_seq, table.c.event_id).where(
                 table.c.bucket == sa.bindparam("b"), table.c.member_id == sa.bindparam("member")
             )
         )
@@ -69,5 +69,5 @@ class Inbox:
         await self._add.rows(connection, [(bucket(key.member_id), *key, at) for key in keys])
 
     async def of_member(self, connection: Connection, member_id: str) -> list[Row]:
-        """Stream and sequence of every event that changed the member."""
+        """Stream, sequence and id of every event that changed the member."""
         return await self._of_member.fetch(connection, b=bucket(member_id), member=member_id)

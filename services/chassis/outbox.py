@@ -13,7 +13,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from services.chassis.clock import wall
-from services.chassis.database import Connection, Insert, Statement, rows_of
+from services.chassis.database import Connection, Insert, Row, Statement, rows_of
 from services.chassis.errors import FailedPrecondition
 from services.chassis.ids import bucket, new_id
 
@@ -75,6 +75,7 @@ def outbox_tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table]:
         metadata,
         sa.Column("stream", sa.Text, primary_key=True),
         sa.Column("stream_seq", sa.BigInteger, primary_key=True),
+        sa.Column("event_id", sa.Text, primary_key=True),
     )
     return outbox, erasures
 
@@ -92,12 +93,15 @@ class Outbox:
             sa.update(outbox)
             .where(*mine, sa.not_(outbox.c.erased))
             .values(erased=True, body=b"")
-            .returning(outbox.c.stream, outbox.c.stream_seq)
+            .returning(outbox.c.stream, outbox.c.stream_seq, outbox.c.event_id)
         )
-        given = rows_of(stream=sa.Text, stream_seq=sa.BigInteger)
+        given = rows_of(stream=sa.Text, stream_seq=sa.BigInteger, event_id=sa.Text)
         self._erase_later = Statement(
             sa.dialects.postgresql.insert(erasures)
-            .from_select(["stream", "stream_seq"], sa.select(given.c.stream, given.c.stream_seq))
+            .from_select(
+                ["stream", "stream_seq", "event_id"],
+                sa.select(given.c.stream, given.c.stream_seq, given.c.event_id),
+            )
             .on_conflict_do_nothing()
         )
 
@@ -124,11 +128,12 @@ class Outbox:
     async def erase(self, connection: Connection, entity_key: str) -> int:
         """Blanks an entity's events and has their copies in the streams deleted. Returns how many."""
         rows = await self._erase.fetch(connection, b=bucket(entity_key), entity=entity_key)
-        await self.erase_later(
-            connection, [(r["stream"], r["stream_seq"]) for r in rows if r["stream_seq"] is not None]
-        )
+        await self.erase_later(connection, rows)
         return len(rows)
 
-    async def erase_later(self, connection: Connection, messages: Sequence[tuple[str, int]]) -> None:
-        """Has stream messages deleted, by stream and sequence."""
-        await self._erase_later.execute_rows(connection, messages)
+    async def erase_later(self, connection: Connection, messages: Sequence[Row]) -> None:
+        """Has stream messages deleted, by `stream`, `stream_seq` (none: it is not there yet), `event_id`."""
+        there = [
+            (m["stream"], m["stream_seq"], m["event_id"]) for m in messages if m["stream_seq"] is not None
+        ]
+        await self._erase_later.execute_rows(connection, there)

@@ -62,7 +62,7 @@ class Relay:
             sa.update(table)
             .where(table.c.position == given.c.position)
             .values(sent_at=sa.func.now(), stream_seq=given.c.stream_seq)
-            .returning(table.c.stream, table.c.stream_seq, table.c.erased)
+            .returning(table.c.stream, table.c.stream_seq, table.c.event_id, table.c.erased)
         )
         self._forget = Statement(
             sa.update(table)
@@ -82,7 +82,9 @@ class Relay:
         self._to_erase = Statement(sa.select(erasures).limit(sa.bindparam("most")))
         self._erased = Statement(
             sa.delete(erasures).where(
-                erasures.c.stream == sa.bindparam("name"), erasures.c.stream_seq == sa.bindparam("seq")
+                erasures.c.stream == sa.bindparam("name"),
+                erasures.c.stream_seq == sa.bindparam("seq"),
+                erasures.c.event_id == sa.bindparam("event"),
             )
         )
 
@@ -154,9 +156,10 @@ class Relay:
             telemetry.OUTBOX_UNSENT.set(row[0])
             telemetry.OUTBOX_AGE.set(float(row[1] or 0))
         for erasure in erasures:
-            await streams.delete_message(self._jetstream, erasure["stream"], erasure["stream_seq"])
+            name, sequence, event = erasure["stream"], erasure["stream_seq"], erasure["event_id"]
+            await streams.delete_message(self._jetstream, name, sequence, event)
             async with self._database.read() as connection:
-                await self._erased.execute(connection, name=erasure["stream"], seq=erasure["stream_seq"])
+                await self._erased.execute(connection, name=name, seq=sequence, event=event)
 
     async def _pass(self, lease: Lease) -> int:
         async with self._database.read() as connection:
@@ -182,8 +185,7 @@ class Relay:
             await self._jobs.check(connection, lease)
             marked = await self._mark.fetch_rows(connection, marks)
             # Somebody was erased while the message was on its way.
-            late = [(m["stream"], m["stream_seq"]) for m in marked if m["erased"] and m["stream_seq"]]
-            await self._outbox.erase_later(connection, late)
+            await self._outbox.erase_later(connection, [row for row in marked if row["erased"]])
         telemetry.OUTBOX_SENT.labels(stream).inc(len(live))
 
     async def _publish(self, rows: Sequence[Row]) -> list[int]:

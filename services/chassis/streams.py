@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import uuid
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ DUPLICATE_WINDOW = 600  # seconds in which JetStream itself recognises a Nats-Ms
 MAX_ATOMIC = 1000  # messages, the server's limit of one batch
 
 WHOLE = "outbox-whole"  # the stream's metadata key that `mark_whole` sets
+
+MAX_KEY = 256  # characters of an event's id or source
 
 _DUPLICATE_IN_BATCH = 10201
 _CONNECTING: set[asyncio.Task[None]] = set()  # the loop itself keeps no task alive
@@ -154,10 +157,32 @@ def _sequence(reply: bytes) -> int:
     return int(answer["seq"])
 
 
-async def delete_message(jetstream: JetStreamContext, stream: str, sequence: int) -> None:
-    """Deletes and overwrites one message; one that is gone already is fine."""
+def text(value: str) -> str:
+    """A header's value as PostgreSQL takes it: its text has no NUL."""
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def key(value: str) -> str:
+    """As `text`; one too long for an index is known by its hash."""
+    short = text(value)
+    return short if len(short) <= MAX_KEY else hashlib.sha256(short.encode()).hexdigest()
+
+
+def event_id(headers: Mapping[str, str] | None, body: bytes) -> str:
+    """What identifies an event however often it comes, also where a brand sends no CloudEvents headers."""
+    known = headers or {}
+    return key(known.get("ce-id") or known.get("Nats-Msg-Id") or hashlib.sha256(body).hexdigest())
+
+
+async def delete_message(jetstream: JetStreamContext, stream: str, sequence: int, event: str) -> None:
+    """Deletes and overwrites one message, if it is that event: a stream made anew counts from 1 again.
+
+    One that is gone already is fine.
+    """
     try:
-        await jetstream.delete_msg(stream, sequence)
+        found = await jetstream.get_msg(stream, sequence)
+        if event_id(found.headers, found.data or b"") == event:
+            await jetstream.delete_msg(stream, sequence)
     except NotFoundError:
         return
     except APIError as error:

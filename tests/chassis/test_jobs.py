@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 
-from services import points
-from services.chassis import migrations
 from services.chassis.database import Database, LockTimeout
 from services.chassis.jobs import Job, Jobs, Lease, LeaseLost, run_job
-from services.cli.servers import Postgres
 from services.points import tables
 from tests.support import fresh
 
 pytestmark = pytest.mark.xdist_group("chassis-database")
 
 FIRST, SECOND = Jobs(tables.jobs, "first"), Jobs(tables.jobs, "second")
-
-
-@pytest.fixture(scope="module")
-def url(data: Path) -> Iterator[str]:
-    with Postgres.start(data / "postgres") as server:
-        folder = Path(str(points.__file__)).parent / "migrations"
-        migrations.upgrade(server.url(), folder, tables.metadata, grants=[])
-        yield server.url()
-
-
-@pytest.fixture
-async def database(url: str) -> AsyncIterator[Database]:
-    database = await Database.open(url, size=4, name="jobs")
-    yield database
-    await database.close()
 
 
 async def claimed(database: Database, jobs: Jobs, name: str) -> Lease:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from services import points
-from services.chassis import migrations
 from services.chassis.database import Connection, Database
 from services.chassis.outbox import MAX_BODY, Event, EventTooLarge, Outbox, event
-from services.cli.servers import Postgres
 from services.points import tables
 from tests.support import fresh
 
@@ -20,21 +16,6 @@ pytestmark = pytest.mark.xdist_group("chassis-database")
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 OUTBOX = Outbox(tables.outbox, tables.stream_erasures)
-
-
-@pytest.fixture(scope="module")
-def url(data: Path) -> Iterator[str]:
-    with Postgres.start(data / "postgres") as server:
-        folder = Path(str(points.__file__)).parent / "migrations"
-        migrations.upgrade(server.url(), folder, tables.metadata, grants=[])
-        yield server.url()
-
-
-@pytest.fixture
-async def database(url: str) -> AsyncIterator[Database]:
-    database = await Database.open(url, size=2, name="outbox")
-    yield database
-    await database.close()
 
 
 def events_of(entity: str, count: int) -> list[Event]:
@@ -152,7 +133,8 @@ async def test_what_was_erased_before_is_not_counted_again_and_what_came_later_i
 
 async def test_a_stream_message_is_recorded_once_however_often_it_is_named(database: Database) -> None:
     stream = fresh("stream")
-    for messages in ([(stream, 7), (stream, 8)], [(stream, 8)], []):
+    for sequences in ([7, 8], [8], []):
+        messages = [{"stream": stream, "stream_seq": seq, "event_id": f"e{seq}"} for seq in sequences]
         async with database.begin() as connection:
             await OUTBOX.erase_later(connection, messages)
     assert await to_erase(database, stream) == [7, 8]

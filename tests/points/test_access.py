@@ -23,7 +23,7 @@ from loyalty.points.v1 import points_service_pb2 as pb
 from services.chassis.auth import MemberAccess
 from services.cli.house import House
 from services.points.api import ADMIN, METHODS, READ, WRITE
-from tests.points.test_bad_input import GOOD, described, fingerprint
+from tests.points.requests import GOOD, described, fingerprint
 from tests.support import TIMEOUT, Points, fresh, order, refused
 
 EVERYTHING = f"{READ} {WRITE} {ADMIN}"

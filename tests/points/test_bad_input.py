@@ -5,30 +5,23 @@ The bad values are made from the descriptors, so a new field or method is tried 
 
 from __future__ import annotations
 
-import asyncio
 import gzip
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import asyncpg
 import grpc
 import protovalidate
 import pytest
 from google.protobuf import message_factory
-from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
-from google.protobuf.json_format import ParseDict
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
-from loyalty.activities.v1 import activities_service_pb2 as activities_pb
-from loyalty.activities.v1.activities_pb2 import Activity
-from loyalty.orders.v1 import orders_service_pb2 as orders_pb
-from loyalty.points.v1 import points_service_pb2 as pb
 
 from services.points.api import METHODS
-from tests.support import PROGRAMME, TIMEOUT, Points, fresh, order, read_refusal
+from tests.points.requests import GOOD, POINTS, adjust, described, earn, fingerprint, fixed, programme
+from tests.support import TIMEOUT, Points, fresh, order, read_refusal
 
 LONG = "x" * 65_000
 MANY = 10_000
@@ -37,151 +30,6 @@ DEFECTS = {StatusCode.UNKNOWN, StatusCode.INTERNAL, StatusCode.UNAVAILABLE, Stat
 
 Mutation = Callable[[Message], None]
 Inside = Callable[[Any], Any]
-
-
-# --- the database, as one number ----------------------------------------------------------------------
-
-
-async def _fingerprint(url: str) -> str:
-    connection = await asyncpg.connect(url)
-    try:
-        deadline = time.monotonic() + 3 * TIMEOUT
-        # What was accepted before must have had its effect: events sent, and the brand's consumed.
-        while await connection.fetchval(
-            "SELECT count(*) FILTER (WHERE sent_at IS NULL) > 0 OR"
-            " count(*) FILTER (WHERE stream = 'ORDERS') > (SELECT count(*) FROM inbox) +"
-            " (SELECT count(*) FROM dead_letters) FROM outbox"
-        ):
-            assert time.monotonic() < deadline, "the outbox did not drain"
-            await asyncio.sleep(0.05)
-        tables = await connection.fetch(
-            "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'jobs' ORDER BY 1"
-        )  # leases are renewed all the time
-        rows = " UNION ALL ".join(
-            f"SELECT '{t['tablename']}' || md5(t::text) AS row FROM {t['tablename']} t"  # noqa: S608
-            for t in tables
-        )
-        return str(await connection.fetchval(f"SELECT md5(string_agg(row, ',' ORDER BY row)) FROM ({rows})"))  # noqa: S608
-    finally:
-        await connection.close()
-
-
-def fingerprint(points: Points) -> str:
-    """A hash over all rows of all tables, once the house is quiet."""
-    return asyncio.run(_fingerprint(points.house.postgres.url("points")))
-
-
-# --- a good request of each kind ----------------------------------------------------------------------
-
-
-def an_activity(points: Points) -> Activity:
-    made = Activity(activity_id=fresh("activity"), kind="app_task_done", amount_minor=5)
-    made.attributes["seats"] = "2"
-    made.occur_time.FromDatetime(points.now)
-    return made
-
-
-def earn(points: Points, **source: Any) -> pb.EarnPointsRequest:
-    request = pb.EarnPointsRequest(member_id=fresh("member"), request_id=fresh("earn"), **source)
-    request.occur_time.FromDatetime(points.now)
-    return request
-
-
-def adjust(points: Points) -> pb.AdjustPointsRequest:
-    request = pb.AdjustPointsRequest(
-        member_id=fresh("member"), request_id=fresh("adjust"), unit=pb.UNIT_POINTS, amount=1, reason="why"
-    )
-    request.occur_time.FromDatetime(points.now)
-    return request
-
-
-def redeem(points: Points) -> pb.RedeemPointsRequest:
-    request = pb.RedeemPointsRequest(
-        member_id=fresh("member"), request_id=fresh("redeem"), amount=1, reference_id="gift"
-    )
-    request.occur_time.FromDatetime(points.now)
-    return request
-
-
-def quote(points: Points) -> pb.QuoteEarnRequest:
-    request = pb.QuoteEarnRequest(member_id=fresh("member"), order=order(100, points.now))
-    request.occur_time.FromDatetime(points.now)
-    return request
-
-
-def transactions(points: Points) -> pb.ListTransactionsRequest:
-    request = pb.ListTransactionsRequest(
-        member_id=fresh("member"),
-        kinds=[pb.TRANSACTION_KIND_EARN],
-        unit=pb.UNIT_POINTS,
-        order_id="order",
-        page_size=5,
-    )
-    request.occur_from_time.FromDatetime(points.now)
-    request.occur_until_time.FromDatetime(points.now)
-    return request
-
-
-def programme(points: Points) -> pb.PutProgrammeRequest:
-    """Only checked, not put: a version that holds from the year 9998 on would be the last."""
-    request = pb.PutProgrammeRequest(
-        request_id=fresh("put"), programme=ParseDict(PROGRAMME, pb.Programme()), validate_only=True
-    )
-    rule = request.programme.earn_rules[0]
-    rule.when = "order.city == '杭州'"
-    rule.expiry.rolling_months = 1
-    for stamp in (rule.valid_from_time, request.programme.effective_time):
-        stamp.FromDatetime(points.now)
-    rule.valid_until_time.FromSeconds(rule.valid_from_time.seconds + 60)
-    return request
-
-
-def fixed() -> pb.FixedEarn:
-    return pb.FixedEarn(unit=pb.UNIT_POINTS, amount=1, reason="why")
-
-
-POINTS = "/loyalty.points.v1.PointsService/"
-# Each method with good requests; every set field is then made bad in turn.
-GOOD: list[tuple[str, Callable[[Points], Message]]] = [
-    (POINTS + "EarnPoints", lambda p: earn(p, order=order(100, p.now))),
-    (POINTS + "EarnPoints", lambda p: earn(p, activity=an_activity(p))),
-    (POINTS + "EarnPoints", lambda p: earn(p, fixed=fixed())),
-    (POINTS + "QuoteEarn", quote),
-    (POINTS + "RedeemPoints", redeem),
-    (POINTS + "AdjustPoints", adjust),
-    (
-        POINTS + "BatchPost",
-        lambda p: pb.BatchPostRequest(items=[pb.BatchPostItem(earn=earn(p, order=order(100, p.now)))]),
-    ),
-    (POINTS + "BatchPost", lambda p: pb.BatchPostRequest(items=[pb.BatchPostItem(adjust=adjust(p))])),
-    (POINTS + "GetBalance", lambda _: pb.GetBalanceRequest(member_id=fresh("member"))),
-    (POINTS + "BatchGetBalances", lambda _: pb.BatchGetBalancesRequest(member_ids=[fresh("member")])),
-    (
-        POINTS + "GetTransaction",
-        lambda _: pb.GetTransactionRequest(member_id=fresh("member"), transaction_id="txn_" + "f" * 32),
-    ),
-    (POINTS + "ListTransactions", transactions),
-    (POINTS + "PutProgramme", programme),
-    (POINTS + "GetProgramme", lambda _: pb.GetProgrammeRequest(version=1)),
-    (POINTS + "ListProgrammes", lambda _: pb.ListProgrammesRequest(page_size=5)),
-    (POINTS + "ExportMember", lambda _: pb.ExportMemberRequest(member_id=fresh("member"), page_size=5)),
-    (
-        POINTS + "EraseMember",
-        lambda _: pb.EraseMemberRequest(member_id=fresh("member"), request_id=fresh("erase")),
-    ),
-    (
-        "/loyalty.orders.v1.OrdersService/ReportOrderPaid",
-        lambda p: orders_pb.ReportOrderPaidRequest(
-            member_id=fresh("member"), request_id=fresh("report"), order=order(100, p.now)
-        ),
-    ),
-    (
-        "/loyalty.activities.v1.ActivitiesService/ReportActivity",
-        lambda p: activities_pb.ReportActivityRequest(
-            member_id=fresh("member"), request_id=fresh("report"), activity=an_activity(p)
-        ),
-    ),
-]
 
 
 # --- bad values by descriptor -------------------------------------------------------------------------
@@ -295,12 +143,6 @@ def _scalars(field: Any) -> Sequence[Any]:
 
 
 # --- trying them --------------------------------------------------------------------------------------
-
-
-def described(method: str) -> MethodDescriptor:
-    """A method in the contract."""
-    service, name = method.lstrip("/").split("/")
-    return pb.DESCRIPTOR.pool.FindServiceByName(service).methods_by_name[name]
 
 
 def send(points: Points, method: str, requests: Sequence[Message]) -> list[StatusCode]:

@@ -13,7 +13,7 @@ import pytest
 from grpc import StatusCode
 from loyalty.activities.v1.activities_pb2 import Activity
 from loyalty.activities.v1.activities_service_pb2 import ReportActivityRequest
-from loyalty.orders.v1.orders_pb2 import Order
+from loyalty.orders.v1.orders_pb2 import Order, OrderPaid
 from loyalty.orders.v1.orders_service_pb2 import ReportOrderPaidRequest
 from loyalty.points.v1 import points_service_pb2 as pb
 from nats.js.errors import NotFoundError
@@ -251,3 +251,42 @@ def test_an_erasure_is_its_members_request(points: Points) -> None:
         points.adjust(who, 1)
     assert erase(points, member, request_id).notes == 1
     assert erase(points, other, request_id).notes == 1
+
+
+def test_erasing_reaches_a_brands_event_that_was_refused(curious: Points) -> None:
+    member, marker, house = fresh("member"), fresh("marker"), curious.house
+    curious.earn(member, order(500, curious.now))
+    wrong = marked_order(marker, curious)
+    wrong.total_minor += 1
+    asyncio.run(publish(house, OrderPaid(member_id=member, order=wrong)))
+    until(lambda: in_tables(house, marker) == ["dead_letters"])
+    erase(curious, member)
+    assert in_tables(house, marker) == []
+    until(lambda: in_streams(house, marker) == [])
+
+
+def test_a_stale_sequence_deletes_nobody_elses_message(curious: Points) -> None:
+    """A stream that was lost and made anew counts from 1 again."""
+    member, marker, house = fresh("member"), fresh("marker"), curious.house
+    asyncio.run(publish(house, OrderPaid(member_id=member, order=marked_order(marker, curious))))
+    until(lambda: "inbox" in in_tables(house, member))
+    asyncio.run(execute(house, "INSERT INTO stream_erasures SELECT stream, stream_seq, 'another' FROM inbox"))
+    until(lambda: in_tables(house, "another") == [])
+    assert in_streams(house, marker) == ["ORDERS"]
+
+
+async def publish(house: House, paid: OrderPaid) -> None:
+    """As a brand does that knows nothing of us but the contract."""
+    client = await nats.connect(house.nats.url)
+    try:
+        await client.jetstream().publish(OrderPaid.DESCRIPTOR.full_name, paid.SerializeToString())
+    finally:
+        await client.close()
+
+
+async def execute(house: House, sql: str) -> None:
+    connection = await asyncpg.connect(house.postgres.url("points"))
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()

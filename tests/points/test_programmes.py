@@ -14,7 +14,7 @@ from loyalty.points.v1 import points_service_pb2 as pb
 
 from services.cli.house import House, running
 from tests.conftest import NOON
-from tests.points.test_bad_input import fingerprint
+from tests.points.requests import fingerprint
 from tests.support import PROGRAMME, Points, fresh, order, refused
 
 

@@ -25,7 +25,7 @@ _ERASE_SOURCES = Statement(
 _ERASE_REFUSED = Statement(
     sa.delete(t.dead_letters)
     .where(sa.func.substr(t.dead_letters.c.body, 1, sa.func.length(_PREFIX)) == _PREFIX)
-    .returning(t.dead_letters.c.stream, t.dead_letters.c.stream_seq)
+    .returning(t.dead_letters.c.stream, t.dead_letters.c.stream_seq, t.dead_letters.c.event_id)
 )
 
 
@@ -38,5 +38,5 @@ async def erase(connection: Connection, member_id: str) -> tuple[int, int, int]:
     received = await INBOX.of_member(connection, member_id)
     prefix = b"\x0a" + bytes([len(member_id)]) + member_id.encode()
     received += await _ERASE_REFUSED.fetch(connection, prefix=prefix)
-    await OUTBOX.erase_later(connection, [(row["stream"], row["stream_seq"]) for row in received])
+    await OUTBOX.erase_later(connection, received)
     return notes, sources, events

@@ -201,7 +201,8 @@ def upgrade() -> None:
         "stream_erasures",
         sa.Column("stream", sa.Text(), nullable=False),
         sa.Column("stream_seq", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("stream", "stream_seq", name=op.f("stream_erasures_key")),
+        sa.Column("event_id", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("stream", "stream_seq", "event_id", name=op.f("stream_erasures_key")),
     )
     op.create_table(
         "transactions",

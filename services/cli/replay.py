@@ -33,6 +33,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from services.chassis.clock import TestClock
 from services.cli import baskets, oracle
+from services.cli.place import Failure, HouseOption, JsonOption, describe
 
 if TYPE_CHECKING:  # the generated stub has this name only for type checkers
     from loyalty.points.v1.points_service_pb2_grpc import PointsServiceAsyncStub
@@ -56,7 +57,7 @@ _TRY_AGAIN = {
 }
 
 
-class ReplayError(RuntimeError):
+class ReplayError(Failure):
     """The replay cannot go on; the message says why."""
 
 
@@ -247,15 +248,13 @@ def command(  # noqa: PLR0917 - each is an option of the command line
     programme: Annotated[
         Path, typer.Option(help="The programme that is in force, for --verify.")
     ] = PROGRAMME,
-    house: Annotated[Path, typer.Option(envvar="LOYALTY_HOUSE", help="Data folder of the house.")] = Path(
-        ".loyalty"
-    ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print for machines.")] = False,
+    house: HouseOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Send real orders of 2017 to a house with a test clock, day by day; again, and nothing changes."""
     if orders != "completejourney":
         raise typer.BadParameter(f"no orders named {orders}", param_hint="--orders")
-    found = json.loads((house / "house.json").read_text())
+    found = describe(house)
     frame = baskets.load(start.date() if start else None, until.date() if until else None)
     rules = yaml.safe_load(programme.read_text())["points"] if verify else None
     console = Console(stderr=True)

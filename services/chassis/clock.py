@@ -66,6 +66,7 @@ class TestClock:
             self._map = mmap.mmap(file.fileno(), _FORMAT.size)
         self._path = path
         self._name = name
+        self._settled: datetime | None = None
 
     @classmethod
     def create(cls, path: Path, at: datetime) -> TestClock:
@@ -89,6 +90,9 @@ class TestClock:
 
     def settled(self, at: datetime) -> None:
         """Leaves a mark beside the clock that `all_settled` reads."""
+        if at == self._settled:
+            return
+        self._settled = at
         mark = self._path.with_name(f"{self._path.name}{_SETTLED}{self._name}")
         scratch = mark.with_suffix(f"{mark.suffix}.{os.getpid()}")
         scratch.write_bytes(_FORMAT.pack(to_micros(at)))

@@ -162,6 +162,7 @@ class Listener:
                     while len(seen) < expected:
                         event = PointsPosted.FromString((await _next(subscription)).data)
                         seen[event.member_id, event.epoch, event.version] = event
+            await subscription.unsubscribe()
         finally:
             await client.close()
         return len(seen), list(seen.values())[-SHOWN:]

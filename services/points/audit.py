@@ -323,6 +323,7 @@ async def _stream_hashes(url: str) -> dict[tuple[str, int], set[bytes]]:
             try:
                 message = await subscription.next_msg(timeout=QUIET)
             except NatsTimeoutError:
+                await subscription.unsubscribe()  # else its watch over gaps outlives the connection
                 return hashes
             if message.data:
                 posted = PointsPosted.FromString(message.data).transaction

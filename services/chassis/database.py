@@ -193,7 +193,11 @@ class Database:
         """A connection where each statement is its own transaction."""
         with _driver_errors():
             async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT) as connection:
-                yield connection
+                try:
+                    yield connection
+                except asyncpg.InternalClientError:
+                    connection.terminate()  # the server died; the driver has not been told yet
+                    raise
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[Connection]:
@@ -254,6 +258,7 @@ class _driver_errors:  # noqa: N801 - reads as a statement
             case (
                 OSError()
                 | pg.PostgresConnectionError()
+                | asyncpg.InternalClientError()
                 | pg.OperatorInterventionError()
                 | pg.IdleInTransactionSessionTimeoutError()
                 | pg.DiskFullError()

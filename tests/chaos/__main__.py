@@ -130,6 +130,8 @@ def main() -> None:
             asyncio.run(chaos.run(arguments.minutes))
             seconds = time.monotonic() - started
             report = asyncio.run(audit(house.database_url("points"), stream_url=house.nats.url))
+            log = (house.data / "points.log").read_text(errors="replace")
+            assert '"event": "defect"' not in log, "a fault of what we stand on is no defect of ours"
         except BaseException:
             console.print(f"again: make chaos MINUTES={arguments.minutes:g} SEED={arguments.seed}")
             raise

@@ -61,6 +61,7 @@ def test_kills_of_everything_during_a_replay_lose_and_double_nothing(
     assert report.clean, report.lines
     assert report.totals["transactions"] == outcome.new_transactions
     assert _distinct_events(house, outcome.new_transactions) == outcome.new_transactions
+    assert '"event": "defect"' not in (house.data / "points.log").read_text(errors="replace")
 
 
 def test_the_audit_is_clean_while_a_replay_runs(house: House, frame: pl.DataFrame) -> None:

@@ -50,8 +50,8 @@ lint: $(STAMP) ## ruff, mypy --strict, import contracts
 bench: $(STAMP) ## measure, as ratios in one run (QUICK=1: within five minutes)
 	@$(PY) -m tests.bench $(if $(QUICK),--quick)
 
-chaos: $(STAMP) ## kill and starve everything at random for MINUTES, with SEED
-	@$(PY) -m tests.chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+chaos: $(STAMP) ## kill and starve everything at random for MINUTES, with SEED, on FRONT
+	@$(PY) -m tests.chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(if $(FRONT),--front $(FRONT))
 
 lock: ## renew both locks from pyproject.toml (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --all-extras pyproject.toml -o requirements.lock

@@ -94,7 +94,6 @@ class Settle(Command):
 
 
 Answer = Transaction | ServiceError | None
-Asked = TypeVar("Asked", bound=Command)
 
 
 async def post(

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from services.cli import baskets, replay
 from services.cli.house import House
-from services.points.audit import Report, audit
+from services.points.audit import CHECKS, Report, audit
 
 EVE = datetime(2016, 12, 31, 4, 0, tzinfo=UTC)  # where the clock stands when the programme is put
 MONTH = (date(2017, 1, 1), date(2017, 1, 31))
@@ -115,10 +115,11 @@ def _table(
     first: replay.Outcome, second: replay.Outcome, report: Report, received: int, seconds: float
 ) -> Table:
     totals = report.totals
+    rows = {meaning: examined for meaning, examined, _ in report.lines}
     table = Table(title="One month", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
-    rows = {
+    figures = {
         "members": totals["members"],
         "orders": first.orders,
         "redemptions": first.redemptions,
@@ -128,6 +129,7 @@ def _table(
         "points expired": totals["expired"],
         "liability (points)": totals["liability"],
         "transactions": totals["transactions"],
+        "events published": rows[CHECKS["outbox"]],
         "events received": received,
         "new transactions in the second replay": second.new_transactions,
         "differences to the oracle": len(first.differences or []),
@@ -135,7 +137,7 @@ def _table(
         "orders a second": round(first.orders / first.seconds),
         "seconds in all": round(seconds),
     }
-    for name, value in rows.items():
+    for name, value in figures.items():
         table.add_row(name, f"{value:,}")
     return table
 

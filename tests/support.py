@@ -73,6 +73,12 @@ def fresh(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex[:12]}-{next(_numbers)}"
 
 
+def defects(house: House) -> list[str]:
+    """What the services of a house logged as defects of their own."""
+    logs = [log.read_text(errors="replace") for log in house.data.glob("*.log")]
+    return [line for log in logs for line in log.splitlines() if '"event": "defect"' in line]
+
+
 def order(total_minor: int, at: datetime, *, order_id: str | None = None, category: str = "burger") -> Order:
     """An order of one line."""
     made = Order(

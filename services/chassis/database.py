@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
@@ -195,8 +195,9 @@ class Database:
             async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT) as connection:
                 try:
                     yield connection
-                except asyncpg.InternalClientError:
-                    connection.terminate()  # the server died; the driver has not been told yet
+                except (asyncpg.InternalClientError, asyncpg.InterfaceError):
+                    with suppress(asyncpg.InterfaceError):  # the driver has noticed by itself
+                        connection.terminate()
                     raise
 
     @asynccontextmanager
@@ -251,9 +252,7 @@ class _driver_errors:  # noqa: N801 - reads as a statement
             case TimeoutError():
                 LATE_CONNECTIONS.inc()
                 raise DatabaseUnavailable from error
-            case pg.InterfaceError() if "clos" in str(
-                error
-            ):  # the driver's word for a connection that is gone
+            case pg.InterfaceError() if _is_gone(error):
                 raise DatabaseUnavailable from error
             case (
                 OSError()
@@ -264,3 +263,8 @@ class _driver_errors:  # noqa: N801 - reads as a statement
                 | pg.DiskFullError()
             ):
                 raise DatabaseUnavailable from error
+
+
+def _is_gone(error: BaseException) -> bool:
+    """Whether the driver means a connection that is gone: it says so, or rolling back failed after it was."""
+    return "clos" in str(error) or isinstance(error.__context__, asyncpg.InternalClientError)

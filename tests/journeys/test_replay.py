@@ -20,7 +20,7 @@ from services.cli.house import House, running
 from services.cli.replay import PROGRAMME, Outcome, replay
 from services.cli.servers import Nats, Postgres
 from services.points.audit import audit
-from tests.support import apply_programme
+from tests.support import apply_programme, defects, fresh
 
 pytestmark = pytest.mark.xdist_group("replay")
 
@@ -31,7 +31,7 @@ EVE = datetime(2016, 12, 31, 4, 0, tzinfo=UTC)
 @pytest.fixture
 def house(data: Path) -> Iterator[House]:
     """A house of the end of 2016 under the Burger King programme."""
-    with running(data / "replay", test_clock=EVE) as house:
+    with running(data / fresh("replay"), test_clock=EVE) as house:
         apply_programme(house, RULES)
         yield house
 
@@ -61,7 +61,7 @@ def test_kills_of_everything_during_a_replay_lose_and_double_nothing(
     assert report.clean, report.lines
     assert report.totals["transactions"] == outcome.new_transactions
     assert _distinct_events(house, outcome.new_transactions) == outcome.new_transactions
-    assert '"event": "defect"' not in (house.data / "points.log").read_text(errors="replace")
+    assert not defects(house)
 
 
 def test_the_audit_is_clean_while_a_replay_runs(house: House, frame: pl.DataFrame) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -21,7 +21,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from services.chassis import failpoints, streams, telemetry
 from services.chassis.clock import wall
-from services.chassis.database import Database, Statement
+from services.chassis.database import Connection, Database, Statement
 from services.chassis.errors import INFRASTRUCTURE, Internal, ServiceError
 from services.chassis.ids import new_id
 from services.chassis.streams import STREAM_FAULTS
@@ -75,6 +75,39 @@ def dead_letters_table(metadata: sa.MetaData) -> sa.Table:
     )
 
 
+class DeadLetters:
+    """The dead letters of one service."""
+
+    def __init__(self, table: sa.Table) -> None:
+        self._bury = _bury(table)
+
+    async def bury(
+        self,
+        connection: Connection,
+        consumer: str,
+        letter: Delivery,
+        refusal: ServiceError,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Keeps a refused message, with the headers it came with, or those that say which one it was."""
+        known = headers if headers is not None else {"ce-id": letter.event_id, "ce-source": letter.source}
+        await self._bury.execute(
+            connection,
+            dead_letter_id=new_id("dead"),
+            consumer=consumer,
+            source=letter.source,
+            event_id=letter.event_id,
+            stream=letter.stream,
+            stream_seq=letter.stream_seq,
+            subject=letter.subject,
+            headers=json.dumps({streams.text(k): streams.text(v) for k, v in known.items()}),
+            body=letter.body,
+            reason=refusal.reason,
+            message=streams.text(refusal.message),
+            create_time=wall(),
+        )
+
+
 class Consumer:
     """One service's durable on one stream."""
 
@@ -92,7 +125,7 @@ class Consumer:
         replicas: int,
     ) -> None:
         self._name = name
-        self._stream = stream
+        self.stream = stream
         self._stream_subjects = stream_subjects
         self._subjects = subjects
         self._handle = handle
@@ -101,7 +134,7 @@ class Consumer:
         self._jetstream = client.jetstream()
         self._replicas = replicas
         self._tries: Counter[int] = Counter()
-        self._bury = _bury(dead_letters)
+        self._dead_letters = DeadLetters(dead_letters)
 
     async def run(self) -> None:
         """Consumes for ever."""
@@ -115,11 +148,11 @@ class Consumer:
                 finally:  # else its inbox would go on receiving what nobody fetches
                     await subscription.unsubscribe()
             except (*INFRASTRUCTURE, *STREAM_FAULTS) as error:
-                log.info("consumer_paused", consumer=self._name, error=repr(error))
+                log.info("consumer_paused", stream=self.stream, error=repr(error))
             await asyncio.sleep(PAUSE)
 
     async def _subscribe(self) -> JetStreamContext.PullSubscription:
-        await streams.ensure_stream(self._jetstream, self._stream, self._stream_subjects, self._replicas)
+        await streams.ensure_stream(self._jetstream, self.stream, self._stream_subjects, self._replicas)
         config = ConsumerConfig(
             durable_name=self._name,
             filter_subjects=list(self._subjects),
@@ -129,8 +162,8 @@ class Consumer:
             max_deliver=-1,
             max_ack_pending=MAX_ACK_PENDING,
         )
-        await self._jetstream.add_consumer(self._stream, config)
-        return await self._jetstream.pull_subscribe_bind(self._name, self._stream)
+        await self._jetstream.add_consumer(self.stream, config)
+        return await self._jetstream.pull_subscribe_bind(self._name, self.stream)
 
     async def _step(self, subscription: JetStreamContext.PullSubscription) -> None:
         try:
@@ -145,7 +178,7 @@ class Consumer:
 
     async def _settle(self, messages: Sequence[Msg]) -> list[Msg]:
         """Handles and acknowledges; returns what met a fault of the infrastructure, after a pause."""
-        outcomes = await self._handle([delivery(message, self._stream) for message in messages])
+        outcomes = await self._handle([delivery(message, self.stream) for message in messages])
         failpoints.reach("consumer_before_ack")
         again: list[Msg] = []
         for message, outcome in zip(messages, outcomes, strict=True):
@@ -158,9 +191,9 @@ class Consumer:
             else:
                 await message.ack()
                 self._tries.pop(message.metadata.sequence.stream, None)
-                telemetry.CONSUMED.labels(self._name, "dead" if outcome else "done").inc()
+                telemetry.CONSUMED.labels(self.stream, "dead" if outcome else "done").inc()
         failpoints.reach("consumer_after_ack")
-        telemetry.CONSUMER_LAG.labels(self._name).set(messages[-1].metadata.num_pending)
+        telemetry.CONSUMER_LAG.labels(self.stream).set(messages[-1].metadata.num_pending)
         for message in again:
             await message.in_progress()
         if again:
@@ -174,27 +207,13 @@ class Consumer:
 
     async def _dead_letter(self, message: Msg, outcome: ServiceError) -> bool:
         """Keeps a refused message; False when the database is away and it has to be tried again."""
-        arrived = delivery(message, self._stream)
-        row = {
-            "dead_letter_id": new_id("dead"),
-            "consumer": self._name,
-            "source": arrived.source,
-            "event_id": arrived.event_id,
-            "stream": arrived.stream,
-            "stream_seq": arrived.stream_seq,
-            "subject": arrived.subject,
-            "headers": json.dumps(
-                {streams.text(k): streams.text(v) for k, v in (message.headers or {}).items()}
-            ),
-            "body": arrived.body,
-            "reason": outcome.reason,
-            "message": streams.text(outcome.message),
-            "create_time": wall(),
-        }
+        arrived = delivery(message, self.stream)
         log.warning("dead_letter", consumer=self._name, event_id=arrived.event_id, reason=outcome.reason)
         try:
             async with self._database.begin() as connection:
-                await self._bury.execute(connection, **row)
+                await self._dead_letters.bury(
+                    connection, self._name, arrived, outcome, headers=message.headers or {}
+                )
         except INFRASTRUCTURE:
             return False
         return True

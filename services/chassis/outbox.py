@@ -81,9 +81,13 @@ def outbox_tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table]:
 
 
 class Outbox:
-    """The outbox of one service, as its transactions see it. `wake` is called once they have committed."""
+    """The outbox of one service, as its transactions see it.
 
-    def __init__(self, outbox: sa.Table, erasures: sa.Table) -> None:
+    `carrying` are the events on which something travels that is nowhere else meanwhile: erasing a member
+    leaves them, and they age out.
+    """
+
+    def __init__(self, outbox: sa.Table, erasures: sa.Table, carrying: Sequence[str] = ()) -> None:
         self._add = Insert(
             outbox,
             *("bucket", "entity_key", "stream", "subject", "event_id", "body", "traceparent", "create_time"),
@@ -92,6 +96,7 @@ class Outbox:
         self._erase = Statement(
             sa.update(outbox)
             .where(*mine, sa.not_(outbox.c.erased))
+            .where(*(outbox.c.subject != sa.literal_column(f"'{name}'") for name in carrying))
             .values(erased=True, body=b"")
             .returning(outbox.c.stream, outbox.c.stream_seq, outbox.c.event_id)
         )

@@ -34,8 +34,8 @@ LATE_CONNECTIONS = Counter("database_timeouts", "Times the database did not answ
 OUTBOX_SENT = Counter("outbox_sent", "Events published.", ["stream"])
 OUTBOX_UNSENT = Gauge("outbox_unsent", "Events that wait for the relay.")
 OUTBOX_AGE = Gauge("outbox_oldest_seconds", "Age of the oldest event that waits for the relay.")
-CONSUMED = Counter("consumer_messages", "Messages done with, by outcome.", ["consumer", "outcome"])
-CONSUMER_LAG = Gauge("consumer_pending", "Messages that wait for the consumer.", ["consumer"])
+CONSUMED = Counter("consumer_messages", "Messages done with, by outcome.", ["stream", "outcome"])
+CONSUMER_LAG = Gauge("consumer_pending", "Messages that wait to be consumed.", ["stream"])
 JOB_RUNS = Counter("job_runs", "Runs of periodic work, by outcome.", ["job", "outcome"])
 RULE_ERRORS = Counter("rule_errors", "Conditions that failed to evaluate.", ["rule"])
 

@@ -92,6 +92,12 @@ def _clock(house: Path | None) -> TestClock:
 def _move(house: Path | None, clock: TestClock, to: datetime, wait: float, as_json: bool) -> None:
     for service in SERVICES:
         _must_live(describe(house)[service]["health"])
+    move(clock, to, wait)
+    _print(clock, as_json)
+
+
+def move(clock: TestClock, to: datetime, wait: float) -> None:
+    """Sets a clock, and waits until every service has done what fell due. Raises Failure."""
     try:
         clock.set(to)
     except ValueError as error:
@@ -101,7 +107,6 @@ def _move(house: Path | None, clock: TestClock, to: datetime, wait: float, as_js
         if time.monotonic() > deadline:
             raise Failure(f"the clock is set, but after {wait:g} s not everything due is done")
         time.sleep(POLL)
-    _print(clock, as_json)
 
 
 def _must_live(address: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import grpc
 import nats
@@ -18,6 +18,7 @@ import stamina.instrumentation
 import typer
 import yaml
 from google.protobuf.json_format import ParseDict
+from loyalty.points.v1 import points_events_pb2
 from loyalty.points.v1 import points_service_pb2 as pb
 from loyalty.points.v1.points_events_pb2 import PointsPosted
 from loyalty.points.v1.points_service_pb2_grpc import PointsServiceStub
@@ -28,11 +29,12 @@ from rich.table import Table
 
 from services.cli import baskets, replay
 from services.cli.house import House
+from services.cli.story import MEMBER, Scene, Teller
 from services.points.audit import CHECKS, Report, audit
 
 EVE = datetime(2016, 12, 31, 4, 0, tzinfo=UTC)  # where the clock stands when the programme is put
 MONTH = (date(2017, 1, 1), date(2017, 1, 31))
-SHOWN = 3  # events printed
+SHOWN = 12  # events printed
 ARRIVAL = 60.0  # seconds that the last event gets to arrive
 CALL_TIMEOUT = 10.0  # seconds
 
@@ -67,24 +69,32 @@ def _story(console: Console, house: House, programme: Path, started: float) -> i
         first = _replay(console, house, frame, rules)
     with _step(console, "Replaying them once more, as a caller does that lost its answers"):
         second = _replay(console, house, frame, None)
+    teller = Teller(house)
+    with _step(console, "One more member checks out with points, and returns the fries"):
+        teller.checkout()
+    month_end = _liability(house)
+    with _step(console, "A year passes: everybody is told what expires, and it does"):
+        teller.a_year_later()
     with _step(console, "Auditing the books, and the stream against them"):
         report = asyncio.run(audit(house.database_url("points"), stream_url=house.nats.url))
-    received, sample = listener.received(report.totals["transactions"])
+    published = sum(examined for meaning, examined, _ in report.lines if meaning == CHECKS["outbox"])
+    received, sample = listener.received(published)
     console.print("\nWhat another team's subscriber sees, with nothing of ours but the protos:")
     for event in sample:
-        tx = event.transaction
-        kind = pb.TransactionKind.Name(tx.kind).removeprefix("TRANSACTION_KIND_")
-        console.print(
-            f"  {kind:6} "
-            f"{event.member_id:8} seq {tx.seq:<3} "
-            f"available after {tx.balance.available:<5} hash {tx.hash.hex()[:12]}…"
-        )
+        console.print(f"  {_line(event)}")
+    console.print(_scenes(teller.scenes))
     wrong = [*(first.differences or []), *(line for _, _, found in report.lines for line in found)]
     if second.new_transactions:
         wrong.append(f"the second replay made {second.new_transactions} new transactions")
-    if received != report.totals["transactions"]:
-        wrong.append(f"{received} events arrived for {report.totals['transactions']} transactions")
-    console.print(_table(first, second, report, received, time.monotonic() - started))
+    if received != published:
+        wrong.append(f"{received} events arrived of {published}")
+    wrong += [f"{s.what}: {s.available} and {s.held}, not {s.expected}" for s in teller.scenes if not s.right]
+    figures = _figures(first, second, report, month_end) | {
+        "events published": published,
+        "events received": received,
+        "seconds in all": round(time.monotonic() - started),
+    }
+    console.print(_table(figures))
     for line in wrong[:20]:
         console.print(f"[red]{line}")
     return len(wrong)
@@ -111,32 +121,44 @@ def _step(console: Console, what: str) -> Iterator[None]:
     console.print(f"{time.monotonic() - started:.1f} s")
 
 
-def _table(
-    first: replay.Outcome, second: replay.Outcome, report: Report, received: int, seconds: float
-) -> Table:
+def _liability(house: House) -> int:
+    """What members could spend now."""
+    return asyncio.run(audit(house.database_url("points"))).totals["liability"]
+
+
+def _scenes(scenes: list[Scene]) -> Table:
+    table = Table(title=f"\nWhat {MEMBER} owned after")
+    table.add_column("")
+    for name in ("available", "held"):
+        table.add_column(name, justify="right")
+    for scene in scenes:
+        table.add_row(scene.what, str(scene.available), str(scene.held))
+    return table
+
+
+def _figures(first: replay.Outcome, second: replay.Outcome, report: Report, month_end: int) -> dict[str, int]:
     totals = report.totals
-    rows = {meaning: examined for meaning, examined, _ in report.lines}
-    table = Table(title="One month", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    figures = {
+    return {
         "members": totals["members"],
         "orders": first.orders,
         "redemptions": first.redemptions,
         "redemptions with too few points": first.too_few,
         "points earned": totals["earned"],
         "points redeemed": totals["redeemed"],
-        "points expired": totals["expired"],
-        "liability (points)": totals["liability"],
+        "liability at the month's end (points)": month_end,
+        "points expired a year later": totals["expired"],
         "transactions": totals["transactions"],
-        "events published": rows[CHECKS["outbox"]],
-        "events received": received,
         "new transactions in the second replay": second.new_transactions,
         "differences to the oracle": len(first.differences or []),
         "audit findings": sum(len(found) for _, _, found in report.lines),
         "orders a second": round(first.orders / first.seconds),
-        "seconds in all": round(seconds),
     }
+
+
+def _table(figures: dict[str, int]) -> Table:
+    table = Table(title="One month", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
     for name, value in figures.items():
         table.add_row(name, f"{value:,}")
     return table
@@ -148,26 +170,38 @@ class Listener:
     def __init__(self, url: str) -> None:
         self._url = url
 
-    def received(self, expected: int) -> tuple[int, list[PointsPosted]]:
+    def received(self, expected: int) -> tuple[int, list[Any]]:
         """Reads the stream from its start until as many events as expected came, or the time is up."""
         return asyncio.run(self._read(expected))
 
-    async def _read(self, expected: int) -> tuple[int, list[PointsPosted]]:
-        seen: dict[tuple[str, int, int], PointsPosted] = {}
+    async def _read(self, expected: int) -> tuple[int, list[Any]]:
+        seen: dict[tuple[str, int, int], Any] = {}
         client = await nats.connect(self._url)
         try:
             subscription = await client.jetstream().subscribe(
-                PointsPosted.DESCRIPTOR.full_name, stream="POINTS", ordered_consumer=True
+                "loyalty.points.v1.>", stream="POINTS", ordered_consumer=True
             )
             with suppress(TimeoutError):
                 async with asyncio.timeout(ARRIVAL):
                     while len(seen) < expected:
-                        event = PointsPosted.FromString((await _next(subscription)).data)
+                        message = await _next(subscription)
+                        event = getattr(points_events_pb2, message.subject.rsplit(".", 1)[-1])()
+                        event.ParseFromString(message.data)
                         seen[event.member_id, event.epoch, event.version] = event
             await subscription.unsubscribe()
         finally:
             await client.close()
-        return len(seen), list(seen.values())[-SHOWN:]
+        return len(seen), [event for event in seen.values() if event.member_id == MEMBER][:SHOWN]
+
+
+def _line(event: Any) -> str:
+    """An event on one line."""
+    if not isinstance(event, PointsPosted):
+        return f"{type(event).__name__:14} {event.member_id:8}"
+    tx = event.transaction
+    kind = pb.TransactionKind.Name(tx.kind).removeprefix("TRANSACTION_KIND_")
+    after = f"available after {tx.balance.available:<5} hash {tx.hash.hex()[:12]}…"
+    return f"{kind:14} {event.member_id:8} seq {tx.seq:<3} {after}"
 
 
 async def _next(subscription: JetStreamContext.PushSubscription) -> Msg:

@@ -3,6 +3,7 @@
 It shares nothing with the points service: conditions are polars expressions, not CEL; sums are columns.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -17,8 +18,7 @@ from services.cli.baskets import REDEEM_EVERY, REDEEM_POINTS
 _LOCAL: Final = pl.col("paid_time").dt.convert_time_zone("Asia/Shanghai")
 _BEFORE_HALF_PAST_TEN: Final = _LOCAL.dt.time() < pl.time(10, 30)
 _BREAKFAST: Final = ("BREAKFAST SAUSAGE/SANDWICHES", "FRZN BREAKFAST FOODS", "BREAKFAST SWEETS")
-# What each `when` means on a line of the frame; total_minor is that of the line's order. Members of the
-# replay have no tier.
+# What each `when` means on a line of the frame; total_minor is that of the line's order.
 CONDITIONS: Final[dict[str, pl.Expr]] = {
     "": pl.lit(True),
     'order.city == "杭州" && now.getDayOfWeek("Asia/Shanghai") == 3': (
@@ -35,8 +35,8 @@ CONDITIONS: Final[dict[str, pl.Expr]] = {
         pl.col("category").is_in(_BREAKFAST) & (_LOCAL.dt.hour() >= 5) & _BEFORE_HALF_PAST_TEN
     ),
     "order.total_minor >= 5000": pl.col("total_minor") >= 5000,
-    'member.tier == "挚爱粉"': pl.lit(False),
 }
+_OF_TIER: Final = re.compile(r'member\.tier == "([^"]+)"')  # the one condition that goes by the member
 # Keys of an earn rule that the oracle reads; a misspelt one must not pass for an absent one.
 _KEYS: Final = {
     "rule_id",
@@ -66,6 +66,7 @@ class _Rule:
     unit: str
     best: bool
     matches: pl.Expr
+    tier: str  # which the member must hold; empty: any or none
     per: int | None  # parts per minor unit
     multiplier: Fraction | None  # already less one
     fixed: int | None  # parts
@@ -82,6 +83,7 @@ class _Member:
     lifetime_earned: int = 0
     growth: int = 0
     redeemed: int = 0
+    tier: str = ""
     capped: dict[tuple[int, date], int] = field(default_factory=dict)
 
 
@@ -89,30 +91,32 @@ def expected(frame: pl.DataFrame, programme: Mapping[str, Any]) -> pl.DataFrame:
     """Compute each member's balances at the last order of `frame`, the lines of services.cli.baskets.
 
     `programme` is a loyalty.points.v1.Programme in its JSON mapping, snake_case; points_service.proto says
-    what its rules mean. Columns: member_id, orders, available, lifetime_earned, growth, redeemed, sorted by
-    member_id. Raises ValueError for what it cannot account for: a condition or key it does not know,
-    pending days, points that expire within the frame.
+    what its rules mean. Columns: member_id, orders, available, lifetime_earned, growth, redeemed, tier,
+    sorted by member_id. Raises ValueError for what it cannot account for: a condition or key it does not
+    know, pending days, points that expire or tiers that end within the frame.
     """
     zone = programme["time_zone"]
     _refuse_what_falls_due(frame, programme, zone)
     specs = [rule for rule in programme.get("earn_rules", []) if rule["scope"] != "RULE_SCOPE_ACTIVITY"]
     scale, rules = _read(specs)
+    tiers = _tiers(frame, programme, zone)
     members: dict[str, _Member] = {}
     for row in _per_order(frame, rules, zone).iter_rows(named=True):
         member = members.setdefault(row["member_id"], _Member())
-        earned = _posted(rules, scale, _gives(rules, row), member.capped, row["day"])
+        earned = _posted(rules, scale, _gives(rules, row, member.tier), member.capped, row["day"])
         member.orders += 1
         member.available += earned["UNIT_POINTS"]
         member.lifetime_earned += earned["UNIT_POINTS"]
         member.growth += earned["UNIT_GROWTH"]
+        member.tier = next((name for takes, name in tiers if member.growth >= takes), "")
         if member.orders % REDEEM_EVERY == 0 and member.available >= REDEEM_POINTS:
             member.available -= REDEEM_POINTS
             member.redeemed += REDEEM_POINTS
-    columns = ("orders", "available", "lifetime_earned", "growth", "redeemed")
+    columns = ("orders", "available", "lifetime_earned", "growth", "redeemed", "tier")
     rows = [
         (member_id, *(getattr(member, name) for name in columns)) for member_id, member in members.items()
     ]
-    schema = {"member_id": pl.String} | dict.fromkeys(columns, pl.Int64)
+    schema = {"member_id": pl.String} | dict.fromkeys(columns, pl.Int64) | {"tier": pl.String}
     return pl.DataFrame(rows, schema=schema, orient="row").sort("member_id")
 
 
@@ -132,6 +136,21 @@ def _refuse_what_falls_due(frame: pl.DataFrame, programme: Mapping[str, Any], zo
             raise ValueError(f"the oracle does not know expiry: points end on {first_end}, orders on {last}")
 
 
+def _tiers(frame: pl.DataFrame, programme: Mapping[str, Any], zone: str) -> list[tuple[int, str]]:
+    """The ladder, highest first. Its window must hold the whole frame: then all growth counts, to the end."""
+    ladder = programme.get("tier_ladder")
+    if not ladder or frame.is_empty():
+        return []
+    local_day = pl.col("paid_time").dt.convert_time_zone(zone).dt.date()
+    first, last = frame.select(first=local_day.min(), last=local_day.max()).row(0)
+    whole = first.year == last.year
+    if "rolling_days" in ladder:
+        whole = (last - first).days < int(ladder["rolling_days"])
+    if not whole:
+        raise ValueError(f"the oracle does not know tiers that end: orders from {first} to {last}")
+    return [(int(tier["growth"]), tier["tier_id"]) for tier in reversed(ladder["tiers"])]
+
+
 def _read(specs: Sequence[Mapping[str, Any]]) -> tuple[int, list[_Rule]]:
     """Read rules into whole parts: `scale` of them make a point, so that nothing given leaves a fraction."""
     factors = [Fraction(spec["multiplier"]) - 1 if "multiplier" in spec else None for spec in specs]
@@ -147,6 +166,7 @@ def _read(specs: Sequence[Mapping[str, Any]]) -> tuple[int, list[_Rule]]:
                 unit=spec["unit"],
                 best=spec["stack"] == "RULE_STACK_BEST",
                 matches=_matches(spec),
+                tier=_tier_of(spec),
                 per=int(per["points"]) * scale // int(per["amount_minor"]) if per else None,
                 multiplier=factor,
                 fixed=int(spec["fixed"]) * scale if "fixed" in spec else None,
@@ -158,7 +178,7 @@ def _read(specs: Sequence[Mapping[str, Any]]) -> tuple[int, list[_Rule]]:
 
 
 def _matches(spec: Mapping[str, Any]) -> pl.Expr:
-    when = spec.get("when", "")
+    when = "" if _tier_of(spec) else spec.get("when", "")
     if when not in CONDITIONS:
         raise ValueError(f"the oracle does not know the condition of rule {spec['rule_id']}: {when}")
     matches = CONDITIONS[when]
@@ -167,6 +187,11 @@ def _matches(spec: Mapping[str, Any]) -> pl.Expr:
     if until := spec.get("valid_until_time"):
         matches &= pl.col("paid_time") < datetime.fromisoformat(until)
     return matches
+
+
+def _tier_of(spec: Mapping[str, Any]) -> str:
+    found = _OF_TIER.fullmatch(spec.get("when", ""))
+    return found[1] if found else ""
 
 
 def _per_order(frame: pl.DataFrame, rules: Sequence[_Rule], zone: str) -> pl.DataFrame:
@@ -194,9 +219,9 @@ def _per_order(frame: pl.DataFrame, rules: Sequence[_Rule], zone: str) -> pl.Dat
     )
 
 
-def _gives(rules: Sequence[_Rule], row: Mapping[str, Any]) -> dict[int, int]:
+def _gives(rules: Sequence[_Rule], row: Mapping[str, Any], tier: str) -> dict[int, int]:
     """Say how many parts each applied rule gives for the order, before caps, by its place."""
-    matched = [(i, rule) for i, rule in enumerate(rules) if row[f"{i}"]]
+    matched = [(i, rule) for i, rule in enumerate(rules) if row[f"{i}"] and rule.tier in ("", tier)]
     base = {}
     for i, rule in matched:
         if rule.per is not None:

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from services.chassis.clock import TestClock
-from services.cli import baskets, oracle
+from services.cli import baskets, clockwork, oracle
 from services.cli.place import Failure, HouseOption, JsonOption, describe
 
 if TYPE_CHECKING:  # the generated stub has this name only for type checkers
@@ -42,7 +42,6 @@ IN_FLIGHT = 256  # members with a call under way
 CALL_TIMEOUT = 10.0  # seconds of one attempt
 GIVE_UP = 180.0  # seconds until a call that keeps failing ends the replay
 SETTLE_TIMEOUT = 60.0  # seconds that services get to do what fell due
-POLL = 0.01  # seconds between looks
 BALANCES = 1_000  # members a call
 
 PROGRAMME = Path("deploy/programmes/burger-king.yaml")
@@ -117,8 +116,7 @@ async def _replay(
 
 
 def _posted(balances: Mapping[str, pb.Balance]) -> int:
-    """A member's version counts the events about it, and each transaction is one."""
-    return sum(balance.version for balance in balances.values())
+    return sum(balance.seq for balance in balances.values())
 
 
 def _local_day(order: Order, zone: ZoneInfo) -> date:
@@ -129,13 +127,8 @@ async def _move(clock: TestClock, day: date, zone: ZoneInfo) -> None:
     """Sets the clock to the last second of a local day, unless it is later already."""
     following = day + timedelta(days=1)
     evening = datetime(following.year, following.month, following.day, tzinfo=zone) - timedelta(seconds=1)
-    if evening > clock.now():
-        clock.set(evening.astimezone(UTC))
-    deadline = time.monotonic() + SETTLE_TIMEOUT
-    while not clock.all_settled(["points"]):
-        if time.monotonic() > deadline:
-            raise ReplayError(f"the points service did not do what fell due by {evening.isoformat()}")
-        await asyncio.sleep(POLL)
+    to = max(evening.astimezone(UTC), clock.now())
+    await asyncio.to_thread(clockwork.move, clock, to, SETTLE_TIMEOUT)
 
 
 class _Sender:
@@ -214,6 +207,7 @@ def differences(balances: Mapping[str, pb.Balance], expected: pl.DataFrame) -> l
             "lifetime_earned": balance.lifetime_earned,
             "growth": balance.growth,
             "redeemed": balance.lifetime_earned - balance.available,
+            "tier": balance.tier,
         }
         found.extend(
             f"{row['member_id']}: {name} is {value}, the oracle says {row[name]}"

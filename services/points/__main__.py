@@ -20,7 +20,7 @@ from services.points.api import METHODS, BrandApi, PointsApi
 from services.points.batches import Batches
 from services.points.rules import Programmes
 from services.points.settings import PointsSettings
-from services.points.subscriptions import CONSUMER, SUBJECTS, Subscriptions
+from services.points.subscriptions import CONSUMER, STREAMS, Subscriptions
 from services.points.sweeps import Sweeps
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -54,17 +54,21 @@ async def build(settings: PointsSettings) -> server.Parts:
     )
     programmes = Programmes()
     batches = Batches(database, business, programmes, epoch, relay.wake)
-    consumer = Consumer(
-        name=CONSUMER,
-        stream=events.BRAND_STREAM,
-        stream_subjects=events.BRAND_SUBJECTS,
-        subjects=SUBJECTS,
-        handle=Subscriptions(batches).handle,
-        database=database,
-        client=client,
-        dead_letters=tables.dead_letters,
-        replicas=settings.stream_replicas,
-    )
+    subscriptions = Subscriptions(batches)
+    consumers = [
+        Consumer(
+            name=CONSUMER,
+            stream=stream,
+            stream_subjects=stream_subjects,
+            subjects=subjects,
+            handle=subscriptions.handle,
+            database=database,
+            client=client,
+            dead_letters=tables.dead_letters,
+            replicas=settings.stream_replicas,
+        )
+        for stream, (stream_subjects, subjects) in STREAMS.items()
+    ]
     brand = BrandApi(database, batches)
     sweeps = Sweeps(database, business, batches).jobs()
     return server.Parts(
@@ -78,7 +82,7 @@ async def build(settings: PointsSettings) -> server.Parts:
         services=SERVICES,
         background={
             "relay": relay.run,
-            "consumer": consumer.run,
+            **{f"consumer of {consumer.stream}": consumer.run for consumer in consumers},
             **{job.name: partial(run_job, database, jobs, job) for job in sweeps},
         },
         ready=database.ready,

@@ -13,7 +13,7 @@ from loyalty.activities.v1 import activities_service_pb2 as activities_pb
 from loyalty.activities.v1.activities_pb2 import Activity, ActivityReported
 from loyalty.activities.v1.activities_service_pb2_grpc import ActivitiesServiceServicer
 from loyalty.orders.v1 import orders_service_pb2 as orders_pb
-from loyalty.orders.v1.orders_pb2 import Order, OrderPaid
+from loyalty.orders.v1.orders_pb2 import Order, OrderPaid, OrderRefunded
 from loyalty.orders.v1.orders_service_pb2_grpc import OrdersServiceServicer
 from loyalty.points.v1 import points_service_pb2 as pb
 from loyalty.points.v1.points_service_pb2_grpc import PointsServiceServicer
@@ -29,16 +29,28 @@ from services.chassis.requests import payload_hash
 from services.chassis.telemetry import TRACEPARENT
 from services.points import events, rules, service, store
 from services.points.batches import Batches
-from services.points.domain.ledger import NEVER, Account, Member, Transaction, Unit
-from services.points.errors import MemberUnknown, ProgrammeUnknown, TransactionUnknown
+from services.points.commands import (
+    Adjust,
+    CloseHold,
+    Command,
+    Earn,
+    EarnFixed,
+    PlaceHold,
+    Redeem,
+    RefundOrder,
+    Reverse,
+    Send,
+)
+from services.points.domain.ledger import NEVER, Account, HoldState, Member, Transaction, Unit
+from services.points.errors import HoldUnknown, MemberUnknown, ProgrammeUnknown, TransactionUnknown
 from services.points.rules import Programmes, Source, instant
-from services.points.service import Adjust, Command, Earn, EarnFixed, Redeem
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 Shown = TypeVar("Shown", bound=Message)
 
 EXPIRING_DATES = 24
+EXPORTED_HOLDS = 1_000
 
 READ, WRITE, ADMIN = "points.read", "points.write", "points.admin"
 _POINTS = "/loyalty.points.v1.PointsService/"
@@ -49,6 +61,13 @@ METHODS = {
     EARN: Access(WRITE),
     f"{_POINTS}QuoteEarn": Access(READ, MemberAccess.READ),
     f"{_POINTS}RedeemPoints": Access(WRITE),
+    f"{_POINTS}HoldPoints": Access(WRITE),
+    f"{_POINTS}CaptureHold": Access(WRITE),
+    f"{_POINTS}ReleaseHold": Access(WRITE),
+    f"{_POINTS}GetHold": Access(READ, MemberAccess.READ),
+    f"{_POINTS}RefundOrder": Access(WRITE),
+    f"{_POINTS}ReverseTransaction": Access(WRITE),
+    f"{_POINTS}TransferPoints": Access(WRITE),
     ADJUST: Access(ADMIN),
     f"{_POINTS}BatchPost": Access(WRITE),
     f"{_POINTS}GetBalance": Access(READ, MemberAccess.READ),
@@ -61,6 +80,7 @@ METHODS = {
     f"{_POINTS}ExportMember": Access(ADMIN),
     f"{_POINTS}EraseMember": Access(ADMIN),
     "/loyalty.orders.v1.OrdersService/ReportOrderPaid": Access(WRITE),
+    "/loyalty.orders.v1.OrdersService/ReportOrderRefunded": Access(WRITE),
     "/loyalty.activities.v1.ActivitiesService/ReportActivity": Access(WRITE),
 }
 
@@ -91,6 +111,52 @@ class PointsApi(PointsServiceServicer):
                 reference_id=request.reference_id,
             )
         )
+
+    async def HoldPoints(self, request: pb.HoldPointsRequest, context: Context) -> pb.Transaction:
+        """See the contract."""
+        return await self._post(
+            PlaceHold(
+                **_common(_POINTS + "HoldPoints", request),
+                amount=request.amount,
+                reference_id=request.reference_id,
+                expire_time=instant(request.expire_time),
+            )
+        )
+
+    async def CaptureHold(self, request: pb.CaptureHoldRequest, context: Context) -> pb.Transaction:
+        """See the contract."""
+        common = _common(_POINTS + "CaptureHold", request)
+        return await self._post(CloseHold(**common, hold_id=request.hold_id, capture=request.amount))
+
+    async def ReleaseHold(self, request: pb.ReleaseHoldRequest, context: Context) -> pb.Transaction:
+        """See the contract."""
+        common = _common(_POINTS + "ReleaseHold", request)
+        return await self._post(CloseHold(**common, hold_id=request.hold_id, capture=None))
+
+    async def RefundOrder(self, request: pb.RefundOrderRequest, context: Context) -> pb.Transaction:
+        """See the contract."""
+        common = _common(_POINTS + "RefundOrder", request)
+        return await self._post(RefundOrder(**common | rules.read_refund(request.refund)))
+
+    async def ReverseTransaction(
+        self, request: pb.ReverseTransactionRequest, context: Context
+    ) -> pb.Transaction:
+        """See the contract."""
+        return await self._post(
+            Reverse(
+                **_common(_POINTS + "ReverseTransaction", request),
+                transaction_id=request.transaction_id,
+                amounts={_UNITS[each.unit]: each.amount for each in request.amounts},
+            )
+        )
+
+    async def TransferPoints(
+        self, request: pb.TransferPointsRequest, context: Context
+    ) -> pb.TransferPointsResponse:
+        """See the contract."""
+        common = _common(_POINTS + "TransferPoints", request)
+        sent = await self._post(Send(**common, to_member_id=request.to_member_id, amount=request.amount))
+        return pb.TransferPointsResponse(transaction=sent, state=pb.TRANSFER_STATE_IN_TRANSIT)
 
     async def AdjustPoints(self, request: pb.AdjustPointsRequest, context: Context) -> pb.Transaction:
         """See the contract."""
@@ -130,7 +196,9 @@ class PointsApi(PointsServiceServicer):
     ) -> pb.BatchGetBalancesResponse:
         """See the contract."""
         async with self._database.read() as connection:
-            members = await service.balances(connection, request.member_ids, self._clock.now())
+            members = await service.balances(
+                connection, request.member_ids, self._programmes, self._clock.now()
+            )
         return pb.BatchGetBalancesResponse(balances=[_balance(m) for m in members if m is not None])
 
     async def QuoteEarn(self, request: pb.QuoteEarnRequest, context: Context) -> pb.QuoteEarnResponse:
@@ -166,6 +234,16 @@ class PointsApi(PointsServiceServicer):
             raise TransactionUnknown(transaction_id=request.transaction_id)
         return events.transaction(found)
 
+    async def GetHold(self, request: pb.GetHoldRequest, context: Context) -> pb.Hold:
+        """See the contract."""
+        async with self._database.read() as connection:
+            found = await store.find_hold(connection, request.member_id, number_of(request.hold_id))
+        if found is None or found.hold_id != request.hold_id:
+            raise HoldUnknown(hold_id=request.hold_id)
+        if found.state is HoldState.PLACED and found.expire_time <= self._clock.now():
+            found.state = HoldState.EXPIRED
+        return events.hold(request.member_id, found)
+
     async def ListTransactions(
         self, request: pb.ListTransactionsRequest, context: Context
     ) -> pb.ListTransactionsResponse:
@@ -186,11 +264,20 @@ class PointsApi(PointsServiceServicer):
     ) -> pb.ExportMemberResponse:
         """See the contract."""
         found, token = await self._page(request, store.Filter(), _exported)
+        now = self._clock.now()
         async with self._database.read() as connection:
-            (member,) = await service.balances(connection, [request.member_id], self._clock.now())
+            known = await service.known(connection, [request.member_id], self._programmes, now)
+            holds = await store.open_holds(connection, request.member_id, EXPORTED_HOLDS)
+        member = known.get(request.member_id)
         if member is None:
             raise MemberUnknown(member_id=request.member_id)
-        return pb.ExportMemberResponse(balance=_balance(member), transactions=found, next_page_token=token)
+        return pb.ExportMemberResponse(
+            balance=_balance(member),
+            transactions=found,
+            next_page_token=token,
+            holds=[events.hold(request.member_id, held) for held in holds if held.expire_time > now],
+            facts=member.told(now),
+        )
 
     async def _page(
         self,
@@ -316,6 +403,15 @@ class BrandApi(OrdersServiceServicer, ActivitiesServiceServicer):
         event_id = await self._announce("ReportOrderPaid", request, event)
         return orders_pb.ReportOrderPaidResponse(event_id=event_id)
 
+    async def ReportOrderRefunded(
+        self, request: orders_pb.ReportOrderRefundedRequest, context: Context
+    ) -> orders_pb.ReportOrderRefundedResponse:
+        """See the contract."""
+        message = OrderRefunded(member_id=request.member_id, refund=request.refund)
+        event = events.order_refunded(message, TRACEPARENT.get())
+        event_id = await self._announce("ReportOrderRefunded", request, event)
+        return orders_pb.ReportOrderRefundedResponse(event_id=event_id)
+
     async def ReportActivity(
         self, request: activities_pb.ReportActivityRequest, context: Context
     ) -> activities_pb.ReportActivityResponse:
@@ -329,7 +425,9 @@ class BrandApi(OrdersServiceServicer, ActivitiesServiceServicer):
     async def _announce(
         self,
         method: str,
-        request: orders_pb.ReportOrderPaidRequest | activities_pb.ReportActivityRequest,
+        request: orders_pb.ReportOrderPaidRequest
+        | orders_pb.ReportOrderRefundedRequest
+        | activities_pb.ReportActivityRequest,
         event: Event,
     ) -> str:
         payload = payload_hash(method, request)
@@ -361,7 +459,7 @@ def _common(method: str, request: Any) -> dict[str, Any]:
         "request_id": request.request_id,
         "payload_hash": payload_hash(method, request),
         "actor": caller.subject,
-        "occur_time": _occur_time(request),
+        "occur_time": _occur_time(request) if "occur_time" in request.DESCRIPTOR.fields_by_name else None,
         "may_backdate": caller.has(ADMIN),
         "traceparent": TRACEPARENT.get(),
     }
@@ -406,8 +504,8 @@ def _balance(member: Member) -> pb.Balance:
     b = member.balances
     ends: dict[datetime, int] = {}
     for lot in sorted(member.lots, key=lambda lot: lot.expires_at or NEVER):
-        if lot.expires_at is not None and lot.remaining:
-            ends[lot.expires_at] = ends.get(lot.expires_at, 0) + lot.remaining
+        if lot.expires_at is not None and lot.free:
+            ends[lot.expires_at] = ends.get(lot.expires_at, 0) + lot.free
     return pb.Balance(
         member_id=member.member_id,
         available=b[Account.AVAILABLE],
@@ -422,6 +520,8 @@ def _balance(member: Member) -> pb.Balance:
             pb.ExpiringPoints(amount=amount, expire_time=events.timestamp(end))
             for end, amount in list(ends.items())[:EXPIRING_DATES]
         ],
+        seq=member.seq,
+        tier_until_time=None if member.tier_until is None else events.timestamp(member.tier_until),
     )
 
 

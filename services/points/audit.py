@@ -6,10 +6,12 @@ tables are checked together, so memory does not grow with the ledger.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import nats
@@ -20,18 +22,26 @@ from nats.errors import TimeoutError as NatsTimeoutError
 
 from services.chassis.clock import from_micros, wall
 from services.chassis.database import Connection, Database, Row, Statement
+from services.chassis.errors import ServiceError
+from services.chassis.ids import BUCKETS
 from services.points import events, store
 from services.points import tables as t
 from services.points.domain.ledger import (
     Account,
     Balances,
+    HoldState,
+    Member,
     Transaction,
     TransactionKind,
+    Transfer,
     Unit,
     new_member,
     transaction_hash,
 )
+from services.points.domain.refunds import Refund, Refunded
+from services.points.domain.reversal import Past
 from services.points.rules import Programme, compile_programme
+from services.points.steps import SENT
 from services.points.store import OUTBOX_KEPT
 
 SHOWN = 5  # offending rows that a check names
@@ -39,16 +49,25 @@ PREFETCH = 2_000  # rows a round trip
 READ_TIMEOUT = 600.0  # seconds that PostgreSQL may sort before the first rows come
 STEP = 1_000  # members between two reports of progress
 MARGIN = timedelta(days=1)  # by which an event may outlive the kept range before its absence counts
+_AFTER_ALL = (BUCKETS, "")
 QUIET = 2.0  # seconds without a message after which a stream counts as read
 
 CHECKS = {
     "chain": "sequence and hash chain whole, times in order",
     "transfers": "transfers add up to every balance after",
     "balances": "stored balances are those after the last transaction",
-    "lots": "lots add up to available, held and pending, uses to what left them",
+    "lots": "lots add up to available, held, pending and expired, uses to what left them",
+    "holds": "open holds add up to held, and pin what their lots say",
+    "reversals": "nothing is taken back or given back beyond what there was",
+    "refunds": "refunds never pass their order, and each has its transaction or waits",
     "growth": "growth per day adds up to growth",
-    "caps": "daily caps kept, and counted as given",
+    "caps": "daily limits kept, and counted as given",
     "outbox": "every transaction of the kept range has its event",
+}
+_TOTALS = {
+    Account.ISSUER_EARNED: "earned",
+    Account.ISSUER_REDEEMED: "redeemed",
+    Account.ISSUER_EXPIRED: "expired",
 }
 STREAM_CHECK = "events on the stream carry the ledger's hashes"
 
@@ -74,6 +93,8 @@ class _Ledger:
     transactions: list[Row]
     lots: list[Row]
     uses: list[Row]
+    holds: list[Row]
+    refunds: list[Row]
     growth: list[Row]
     caps: list[Row]
     outbox: list[Row]
@@ -92,7 +113,7 @@ async def audit(
         async with database.snapshot() as connection:
             audit = _Audit(await _programmes(connection), hashes)
             done = 0
-            async for ledger in _ledgers(connection):
+            async for ledger in _ledgers(connection, audit.stray):
                 audit.check(ledger)
                 done += 1
                 if progress and done % STEP == 0:
@@ -107,29 +128,36 @@ async def _programmes(connection: Connection) -> dict[int, Programme]:
     return {row["version"]: compile_programme(pb.Programme.FromString(row["body"])) for row in rows}
 
 
-async def _ledgers(connection: Connection) -> AsyncIterator[_Ledger]:
-    """Members with all their rows, in the order of bucket and member."""
-    columns = {"outbox": [t.outbox.c.erased, t.outbox.c.body]}
+async def _ledgers(connection: Connection, stray: Callable[[str, str], None]) -> AsyncIterator[_Ledger]:
+    """Members with all their rows, in the order of bucket and member; `stray` hears of rows of nobody."""
+    columns = {
+        "outbox": [t.outbox.c.erased, t.outbox.c.subject, t.outbox.c.body],
+        "transactions": [c for c in t.transactions.c if c.name not in ("bucket", "member_id", "source")],
+    }
     others = {
         "transactions": (t.transactions, [t.transactions.c.seq]),
         "lots": (t.lots, []),
         "uses": (t.lot_uses, []),
+        "holds": (t.holds, []),
+        "refunds": (t.refunds, [t.refunds.c.seq]),  # as they were applied
         "growth": (t.growth_days, []),
         "caps": (t.cap_uses, []),
         "outbox": (t.outbox, [t.outbox.c.position]),
     }
     streams = {
-        name: _ByMember(connection, _ordered(table, order, columns.get(name)))
+        name: _ByMember(connection, _ordered(table, order, columns.get(name)), partial(stray, table.name))
         for name, (table, order) in others.items()
     }
     async for member in connection.cursor(_ordered(t.members, []), prefetch=PREFETCH):
         key = (member["bucket"], member["member_id"])
         yield _Ledger(member, **{name: await rows.of(key) for name, rows in streams.items()})
+    for rows in streams.values():
+        await rows.of(_AFTER_ALL)
 
 
 def _ordered(table: sa.Table, order: list[Any], columns: list[Any] | None = None) -> str:
     key = table.c["entity_key" if table is t.outbox else "member_id"].label("member_id")
-    chosen = columns or [c for c in table.c if c.name not in ("bucket", "member_id", "source", "facts")]
+    chosen = columns or [c for c in table.c if c.name not in ("bucket", "member_id")]
     query = sa.select(table.c.bucket, key, *chosen)
     if table is t.outbox:
         query = query.where(t.outbox.c.stream == sa.literal_column(f"'{events.STREAM}'"))
@@ -137,9 +165,13 @@ def _ordered(table: sa.Table, order: list[Any], columns: list[Any] | None = None
 
 
 class _ByMember:
-    """Hands out the rows of one member after the other from a table read in order."""
+    """Hands out the rows of one member after the other from a table read in order.
 
-    def __init__(self, connection: Connection, query: str) -> None:
+    `stray` hears of members who have rows here, and are not asked for.
+    """
+
+    def __init__(self, connection: Connection, query: str, stray: Callable[[str], None]) -> None:
+        self._stray = stray
         self._rows = aiter(connection.cursor(query, prefetch=PREFETCH))
         self._next: Row | None = None
         self._started = False
@@ -153,6 +185,8 @@ class _ByMember:
         while self._next is not None and (self._next["bucket"], self._next["member_id"]) <= key:
             if (self._next["bucket"], self._next["member_id"]) == key:
                 found.append(self._next)
+            else:
+                self._stray(self._next["member_id"])
             await self._advance()
         return found
 
@@ -185,7 +219,10 @@ class _Audit:
         transactions = [store.to_transaction(row) for row in ledger.transactions]
         self._chain(ledger, transactions)
         self._transfers(ledger, transactions)
-        self._lots(ledger)
+        self._lots(ledger, transactions)
+        self._holds(ledger)
+        self._reversals(transactions)
+        self._refunds(ledger, transactions)
         self._growth(ledger)
         self._caps(ledger, transactions)
         self._outbox(ledger, transactions)
@@ -194,6 +231,10 @@ class _Audit:
         self._totals["members"] += 1
         self._totals["transactions"] += len(transactions)
         self._totals["liability"] += sum(ledger.member[name] for name in ("available", "pending", "held"))
+
+    def stray(self, table: str, member_id: str) -> None:
+        """Notes a row whose member is not there."""
+        self._expect("balances", False, member_id, f"is in {table}, and not among the members")
 
     def _expect(self, check: str, holds: bool, who: str, what: str) -> None:
         if not holds and len(self._offenders[check]) < SHOWN:
@@ -221,15 +262,7 @@ class _Audit:
         for tx in transactions:
             self._seen["transfers"] += len(tx.transfers)
             for m in tx.transfers:
-                if m.debit in running.balances:
-                    running.balances[m.debit] -= m.amount
-                if m.credit in running.balances:
-                    running.balances[m.credit] += m.amount
-                    if tx.kind is TransactionKind.EARN and m.unit is Unit.POINTS:
-                        running.lifetime_earned += m.amount
-                        self._totals["earned"] += m.amount
-                self._totals["redeemed"] += m.amount if m.credit is Account.ISSUER_REDEEMED else 0
-                self._totals["expired"] += m.amount if m.credit is Account.ISSUER_EXPIRED else 0
+                self._move(running, m)
             who = f"{tx.member_id} transaction {tx.seq}"
             self._expect(
                 "transfers", running.snapshot() == tx.balance, who, "its balances after do not add up"
@@ -239,7 +272,18 @@ class _Audit:
         same = stored == running.snapshot()
         self._expect("balances", same, ledger.member["member_id"], f"{stored} is not {running.snapshot()}")
 
-    def _lots(self, ledger: _Ledger) -> None:
+    def _move(self, running: Member, m: Transfer) -> None:
+        for account, signed in ((m.debit, -m.amount), (m.credit, m.amount)):
+            if account is Account.OWED:  # rises when debited
+                running.balances[account] -= signed
+            elif account in running.balances:
+                running.balances[account] += signed
+            elif m.unit is Unit.POINTS and account in _TOTALS:
+                self._totals[_TOTALS[account]] += -signed if account is Account.ISSUER_EARNED else signed
+                if account is Account.ISSUER_EARNED:
+                    running.lifetime_earned -= signed
+
+    def _lots(self, ledger: _Ledger, transactions: list[Transaction]) -> None:
         self._seen["lots"] += len(ledger.lots)
         member = ledger.member
         pending = sum(lot["remaining"] for lot in ledger.lots if lot["pending"])
@@ -262,6 +306,84 @@ class _Audit:
                 "lots", left == lot["remaining"], who, f"lot {key} has {lot['remaining']}, not {left}"
             )
         self._expect("lots", not used, who, f"lots {sorted(used)} were used and are not there")
+        expired = sum(lot["expired"] for lot in ledger.lots)
+        gone = sum(
+            m.amount if m.credit is Account.ISSUER_EXPIRED else -m.amount
+            for tx in transactions
+            for m in tx.transfers
+            if Account.ISSUER_EXPIRED in (m.debit, m.credit)
+            and m.debit is not Account.ISSUER_IN_TRANSIT  # what ended on the way never was in a lot
+        )
+        self._expect("lots", expired == gone, who, f"lots say {expired} expired, transfers say {gone}")
+
+    def _holds(self, ledger: _Ledger) -> None:
+        self._seen["holds"] += len(ledger.holds)
+        who = ledger.member["member_id"]
+        pinned: dict[tuple[int, int], int] = {}
+        held = 0
+        for row in ledger.holds:
+            pins = {(seq, part): amount for seq, part, amount in json.loads(row["pins"])}
+            whole = sum(pins.values()) == row["amount"]
+            self._expect("holds", whole, who, f"{row['hold_id']} pins {sum(pins.values())}")
+            if row["state"] == HoldState.PLACED:
+                held += row["amount"]
+                for name, amount in pins.items():
+                    pinned[name] = pinned.get(name, 0) + amount
+        self._expect("holds", held == ledger.member["held"], who, f"its open holds add up to {held}")
+        by_lot = {(lot["seq"], lot["part"]): lot["held"] for lot in ledger.lots if lot["held"]}
+        self._expect("holds", by_lot == pinned, who, f"lots say {by_lot}, holds say {pinned}")
+
+    def _reversals(self, transactions: list[Transaction]) -> None:
+        pasts = {tx.transaction_id: Past(tx) for tx in transactions}
+        for tx in transactions:
+            if tx.reverses_transaction_id:
+                self._seen["reversals"] += 1
+                who = f"{tx.member_id} transaction {tx.seq}"
+                undone = pasts.get(tx.reverses_transaction_id)
+                self._expect("reversals", undone is not None, who, "undoes what is not there")
+                if undone is not None:
+                    undone.reversals.append(pasts[tx.transaction_id])
+        for past in pasts.values():
+            who = f"{past.transaction.member_id} transaction {past.transaction.seq}"
+            try:
+                amounts = [(past.credited(u), past.taken_back(u), u) for u in Unit if past.reversals]
+            except ServiceError as refusal:
+                self._expect("reversals", False, who, refusal.message)
+                continue
+            for there, back, unit in amounts:
+                bounded = min(there, 0) <= back <= max(there, 0)
+                self._expect("reversals", bounded, who, f"{back} of {there} {unit} were undone")
+
+    def _refunds(self, ledger: _Ledger, transactions: list[Transaction]) -> None:
+        self._seen["refunds"] += len(ledger.refunds)
+        who = ledger.member["member_id"]
+        posted = {tx.seq: tx for tx in transactions if tx.kind is TransactionKind.REFUND}
+        waiting = 0
+        for row in ledger.refunds:
+            name = f"refund {row['refund_id']} of order {row['order_id']}"
+            if row["seq"] is None:
+                waiting += 1
+                continue
+            tx = posted.pop(row["seq"], None)
+            same = tx is not None and (tx.order_id, tx.reference_id) == (row["order_id"], row["refund_id"])
+            self._expect("refunds", same, who, f"{name} has no transaction {row['seq']}")
+        self._expect("refunds", not posted, who, f"transactions {sorted(posted)} refund what is not there")
+        self._expect("refunds", waiting == ledger.member["waiting"], who, f"{waiting} refunds wait")
+        self._refunded(ledger, who)
+
+    def _refunded(self, ledger: _Ledger, who: str) -> None:
+        paid = {row["order_id"]: json.loads(row["sold"])[-1] for row in ledger.transactions if row["sold"]}
+        refunded: dict[str, Refunded] = {}
+        for row in ledger.refunds:
+            if row["seq"] is None:
+                continue
+            refund = Refund(row["amount"], json.loads(row["lines"]), row["everything"])
+            total = paid.get(row["order_id"], 0)
+            try:
+                state = refunded.get(row["order_id"], Refunded())
+                refunded[row["order_id"]] = state.plus(refund, dict.fromkeys(refund.lines, total), total)
+            except ServiceError:
+                self._expect("refunds", False, who, f"order {row['order_id']} was refunded beyond {total}")
 
     def _growth(self, ledger: _Ledger) -> None:
         self._seen["growth"] += len(ledger.growth)
@@ -275,7 +397,13 @@ class _Audit:
         most: dict[str, int] = {}
         for tx in transactions:
             programme = self._programmes.get(tx.programme_version)
-            if programme is None or tx.kind is not TransactionKind.EARN:
+            if programme is None:
+                continue
+            if tx.kind is TransactionKind.SEND:
+                key = (SENT, programme.terms.local_day(tx.occur_time))
+                given[key] = given.get(key, 0) + tx.transfers[0].amount
+                most[SENT] = max(most.get(SENT, 0), programme.terms.transfers_per_day)
+            if tx.kind is not TransactionKind.EARN:
                 continue
             caps = {rule.rule_id: rule.cap_per_day for rule in programme.book.rules if rule.cap_per_day}
             for contribution in tx.contributions:
@@ -294,7 +422,11 @@ class _Audit:
         self._seen["outbox"] += len(ledger.outbox)
         if any(row["erased"] for row in ledger.outbox):
             return  # whose events were erased cannot be told apart any more
-        announced = {PointsPosted.FromString(row["body"]).transaction.seq for row in ledger.outbox}
+        announced = {
+            PointsPosted.FromString(row["body"]).transaction.seq
+            for row in ledger.outbox
+            if row["subject"] == events.POINTS_POSTED
+        }
         for tx in transactions:
             if tx.seq not in announced:
                 made = from_micros((uuid.UUID(tx.transaction_id.removeprefix("txn_")).int >> 80) * 1000)

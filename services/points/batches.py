@@ -10,9 +10,10 @@ from services.chassis.database import Database
 from services.chassis.errors import ServiceError
 from services.chassis.gather import Gather
 from services.points import service
+from services.points.commands import Command
 from services.points.domain.ledger import Member
+from services.points.folding import Answer
 from services.points.rules import Programmes
-from services.points.service import Answer, Command
 
 
 class Batches:
@@ -42,4 +43,4 @@ class Batches:
 
     async def _read(self, member_ids: Sequence[str]) -> Sequence[Member | ServiceError | None]:
         async with self._database.read() as connection:
-            return await service.balances(connection, member_ids, self._clock.now())
+            return await service.balances(connection, member_ids, self._programmes, self._clock.now())

@@ -77,3 +77,67 @@ class TimeZoneFixed(FailedPrecondition):
 
 class CurrencyFixed(FailedPrecondition):
     """The currency cannot change after the first transaction."""
+
+
+class HoldUnknown(NotFound):
+    """The member has no such hold."""
+
+
+class HoldTimeInvalid(FailedPrecondition):
+    """A hold must end after now and within 30 days."""
+
+
+class HoldExpired(FailedPrecondition):
+    """The hold's deadline has passed; its points were given back."""
+
+
+class HoldClosed(FailedPrecondition):
+    """The hold was captured or released before."""
+
+
+class CaptureExceedsHold(FailedPrecondition):
+    """The hold has fewer points than the request captures."""
+
+
+class NotReversible(FailedPrecondition):
+    """A transaction of this kind cannot be reversed."""
+
+
+class ReversalExceedsTransaction(FailedPrecondition):
+    """Less of the transaction is left than the request reverses."""
+
+
+class ClawbackBlocked(FailedPrecondition):
+    """The member has spent what would be taken back, and the programme forbids a debt."""
+
+
+class OrderUnknown(NotFound):
+    """The member has earned on no such order."""
+
+
+class LineUnknown(InvalidArgument):
+    """The order has no such line, or its lines were erased with its member's data."""
+
+
+class RefundExceedsOrder(FailedPrecondition):
+    """The order was paid with less than would be refunded."""
+
+
+class RefundAlreadyApplied(AlreadyExists):
+    """The refund was applied before, with another body."""
+
+
+class RewardTakenBack(FailedPrecondition):
+    """The reward was taken back before it was given."""
+
+
+class TransfersNotAllowed(FailedPrecondition):
+    """The programme lets no points be given away."""
+
+
+class TransferLimit(FailedPrecondition):
+    """The member would give away more than the programme allows on a day."""
+
+
+class TransferToSelf(InvalidArgument):
+    """Points cannot be sent to their own member."""

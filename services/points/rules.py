@@ -8,14 +8,17 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fractions import Fraction
+from itertools import pairwise
+from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from loyalty.activities.v1.activities_pb2 import Activity
 from loyalty.orders.v1.orders_pb2 import Order
+from loyalty.orders.v1.orders_pb2 import Refund as RefundMessage
 from loyalty.points.v1 import points_service_pb2 as pb
 
 from services.chassis import telemetry
@@ -29,10 +32,13 @@ from services.chassis.expressions import (
     Vocabulary,
 )
 from services.points.domain.earning import Basis, Match, Rule, RuleBook, Scope, gains
-from services.points.domain.ledger import Expiry, Gain, Terms, Unit
+from services.points.domain.ledger import Clawback, Expiry, Gain, Terms, Unit
+from services.points.domain.refunds import Refund, Refunded
+from services.points.domain.tiers import Ladder
 from services.points.errors import ProgrammeInvalid, TotalMismatch
 
 COMPILED = 8  # versions of the programme kept compiled
+DEFAULT_GRACE_DAYS = 7
 
 _ALWAYS = {"member": pb.Member.DESCRIPTOR.full_name, "now": TIMESTAMP}
 _ORDER = {**_ALWAYS, "order": Order.DESCRIPTOR.full_name}
@@ -48,6 +54,12 @@ _SCOPES = {
     pb.RULE_SCOPE_ACTIVITY: Scope.ACTIVITY,
 }
 _NONE: frozenset[int] = frozenset()
+_CLAWBACKS = {
+    pb.CLAWBACK_UNSPECIFIED: Clawback.DEBT,
+    pb.CLAWBACK_DEBT: Clawback.DEBT,
+    pb.CLAWBACK_CLAMP: Clawback.CLAMP,
+    pb.CLAWBACK_BLOCK: Clawback.BLOCK,
+}
 _UNITS = {pb.UNIT_POINTS: Unit.POINTS, pb.UNIT_GROWTH: Unit.GROWTH}
 
 
@@ -98,6 +110,46 @@ def read_order(order: Order) -> Source:
         Basis(lines, total),
         order,
     )
+
+
+def what_remains(source: Source, refunded: Refunded) -> Source | None:
+    """An order as its refunds leave it; None if nothing is left.
+
+    The arithmetic goes by exact fractions; conditions see amounts floored to minor units. Lines that were
+    refunded down to nothing are gone.
+    """
+    order = source.message
+    assert isinstance(order, Order)  # noqa: S101 - only orders are refunded
+    total = order.total_minor
+    if refunded.nothing_left(total):
+        return None
+    kept = [
+        (line, refunded.remaining(line.amount_minor, refunded.lines.get(line.line_id, 0), total))
+        for line in order.lines
+    ]
+    kept = [(line, left) for line, left in kept if left >= 1 or not line.amount_minor]
+    remaining = Order()
+    remaining.CopyFrom(order)
+    del remaining.lines[:]
+    for line, left in kept:
+        remaining.lines.add().CopyFrom(line)
+        remaining.lines[-1].amount_minor = int(left)
+    remaining.delivery_fee_minor = int(refunded.remaining(order.delivery_fee_minor, 0, total))
+    remaining.total_minor = total - refunded.total
+    basis = Basis(tuple(left for _, left in kept), remaining.total_minor)
+    return replace(source, basis=basis, message=remaining)
+
+
+def read_refund(message: RefundMessage) -> dict[str, Any]:
+    """What a command to refund an order says of the refund."""
+    lines = {line.line_id: line.amount_minor for line in message.lines.lines}
+    return {
+        "order_id": message.order_id,
+        "refund_id": message.refund_id,
+        "refund": Refund(message.amount_minor, lines, everything=message.all),
+        "body_hash": hashlib.sha256(message.SerializeToString(deterministic=True)).digest(),
+        "occur_time": instant(message.refund_time),
+    }
 
 
 def read_activity(activity: Activity) -> Source:
@@ -192,10 +244,21 @@ def compile_programme(message: pb.Programme) -> Programme:
     except (ZoneInfoNotFoundError, ValueError, OSError):
         faults.append(Violation("programme.time_zone", f"{message.time_zone} is not an IANA time zone"))
         zone = ZoneInfo("UTC")
+    faults += _ladder_faults(message.tier_ladder)
     if faults:
         raise ProgrammeInvalid(violations=faults)
     expiry = _expiry(message.expiry) if message.HasField("expiry") else None
-    terms = Terms(message.version, zone, message.currency_code, expiry, message.pending_days)
+    terms = Terms(
+        message.version,
+        zone,
+        message.currency_code,
+        expiry,
+        message.pending_days,
+        _CLAWBACKS[message.clawback],
+        message.grace_days or DEFAULT_GRACE_DAYS,
+        message.transfers_per_day,
+        _ladder(message.tier_ladder, zone) if message.HasField("tier_ladder") else None,
+    )
     return Programme(message.version, RuleBook.of(terms, rules), tuple(conditions))
 
 
@@ -224,6 +287,25 @@ def _rule(message: pb.EarnRule, place: str, faults: list[Violation]) -> Rule:
         cap_per_day=message.cap_per_day,
         expiry=_expiry(message.expiry) if message.HasField("expiry") else None,
     )
+
+
+def _ladder(message: pb.TierLadder, zone: ZoneInfo) -> Ladder:
+    rolling = message.rolling_days if message.HasField("rolling_days") else None
+    tiers = tuple((tier.tier_id, tier.growth) for tier in message.tiers)
+    return Ladder(tiers, rolling, message.grace_days, zone)
+
+
+def _ladder_faults(message: pb.TierLadder) -> list[Violation]:
+    """Tiers ascend, and each has a name of its own."""
+    place = "programme.tier_ladder.tiers"
+    faults = [
+        Violation(f"{place}[{index}].growth", "must be more than the tier before takes")
+        for index, (low, high) in enumerate(pairwise(message.tiers), 1)
+        if high.growth <= low.growth
+    ]
+    if len({tier.tier_id for tier in message.tiers}) < len(message.tiers):
+        faults.append(Violation(place, "tier_id must be unique within the ladder"))
+    return faults
 
 
 def _expiry(message: pb.Expiry) -> Expiry:

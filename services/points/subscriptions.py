@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
-from loyalty.activities.v1.activities_pb2 import ActivityReported
-from loyalty.orders.v1.orders_pb2 import OrderPaid
+from google.protobuf.timestamp_pb2 import Timestamp
+from loyalty.activities.v1.activities_pb2 import Activity, ActivityReported
+from loyalty.cards.v1 import cards_events_pb2 as cards
+from loyalty.groups.v1 import groups_events_pb2 as groups
+from loyalty.orders.v1.orders_pb2 import OrderPaid, OrderRefunded
+from loyalty.points.v1 import points_events_pb2 as points
+from loyalty.referral.v1 import referral_events_pb2 as referral
 
 from services.chassis import telemetry
 from services.chassis.consumer import Delivery, Outcome
@@ -16,15 +23,26 @@ from services.chassis.errors import Internal, MalformedRequest, ServiceError, Vi
 from services.chassis.ids import own_request_id
 from services.chassis.inbox import InboxKey
 from services.chassis.interceptors import validate
-from services.points import events, rules
+from services.points import events
 from services.points.batches import Batches
-from services.points.rules import Source
-from services.points.service import Command, Earn
+from services.points.commands import (
+    CloseHold,
+    Command,
+    Earn,
+    EarnFixed,
+    Learn,
+    PlaceHold,
+    Receive,
+    RefundOrder,
+    Reverse,
+    TakeBack,
+)
+from services.points.domain.ledger import Fact, Unit
+from services.points.rules import Source, instant, read_activity, read_order, read_refund
 
 Parsed = TypeVar("Parsed", bound=Message)
 
 CONSUMER = "points"
-SUBJECTS = (events.ORDER_PAID, events.ACTIVITY_REPORTED)
 
 
 class Subscriptions:
@@ -40,7 +58,9 @@ class Subscriptions:
     async def _apply(self, delivery: Delivery) -> Outcome:
         try:
             with telemetry.span(delivery.subject, delivery.traceparent):
-                await self._batches.posts.submit(read(delivery))
+                command = read(delivery)
+                if command is not None:
+                    await self._batches.posts.submit(command)
         except ServiceError as error:
             return error
         except Exception as error:
@@ -50,15 +70,16 @@ class Subscriptions:
         return None
 
 
-def read(delivery: Delivery) -> Command:
-    """The command that an event asks for. Raises MalformedRequest, TotalMismatch."""
-    if delivery.subject == events.ORDER_PAID:
-        paid = _parse(OrderPaid.FromString, delivery)
-        return _earn(delivery, paid.member_id, rules.read_order(paid.order))
-    if delivery.subject == events.ACTIVITY_REPORTED:
-        reported = _parse(ActivityReported.FromString, delivery)
-        return _earn(delivery, reported.member_id, rules.read_activity(reported.activity))
-    raise MalformedRequest(violations=[Violation("subject", f"{delivery.subject} is not consumed here")])
+def read(delivery: Delivery) -> Command | None:
+    """The command that an event asks for; None if it asks for nothing here.
+
+    Raises MalformedRequest, TotalMismatch.
+    """
+    kind = _READERS.get(delivery.subject)
+    if kind is None:
+        raise MalformedRequest(violations=[Violation("subject", f"{delivery.subject} is not consumed here")])
+    message_type, reader = kind
+    return reader(delivery, _parse(message_type.FromString, delivery))
 
 
 def _parse(parse: Callable[[bytes], Parsed], delivery: Delivery) -> Parsed:
@@ -70,16 +91,259 @@ def _parse(parse: Callable[[bytes], Parsed], delivery: Delivery) -> Parsed:
     return message
 
 
-def _earn(delivery: Delivery, member_id: str, source: Source) -> Earn:
-    return Earn(
-        member_id=member_id,
-        request_id=own_request_id(delivery.subject, source.id),
-        payload_hash=source.body_hash,
-        actor=delivery.source[:200],
-        may_backdate=True,  # a late event is a fact all the same
-        traceparent=telemetry.TRACEPARENT.get(),
-        event=InboxKey(
+def _common(
+    delivery: Delivery, member_id: str, business_id: str, payload_hash: bytes = b""
+) -> dict[str, Any]:
+    """What every command by event has. Its own request_id stands for what happened, not for the message."""
+    return {
+        "member_id": member_id,
+        "request_id": own_request_id(delivery.subject, business_id),
+        "payload_hash": payload_hash,
+        "actor": delivery.source[:200],
+        "may_backdate": True,  # a late event is a fact all the same
+        "traceparent": telemetry.TRACEPARENT.get(),
+        "event": InboxKey(
             member_id, CONSUMER, delivery.source, delivery.event_id, delivery.stream, delivery.stream_seq
         ),
-        source=source,
+    }
+
+
+# --- the brand ----------------------------------------------------------------------------------------
+
+
+def _order_paid(delivery: Delivery, paid: OrderPaid) -> Command:
+    source = read_order(paid.order)
+    return Earn(**_common(delivery, paid.member_id, source.id, source.body_hash), source=source)
+
+
+def _order_refunded(delivery: Delivery, refunded: OrderRefunded) -> Command:
+    refunded.DiscardUnknownFields()  # it may have to wait, and nobody erases what nobody knows
+    fields = read_refund(refunded.refund)
+    # The parts apart, so that no two refunds have the same name.
+    names = f"{fields['order_id']}\x00{fields['refund_id']}"
+    common = _common(delivery, refunded.member_id, names, fields["body_hash"])
+    return RefundOrder(**common, **fields, body=refunded.SerializeToString())
+
+
+def _activity_reported(delivery: Delivery, reported: ActivityReported) -> Command:
+    source = read_activity(reported.activity)
+    return Earn(**_common(delivery, reported.member_id, source.id, source.body_hash), source=source)
+
+
+# --- points -------------------------------------------------------------------------------------------
+
+
+def _transfer_sent(delivery: Delivery, sent: points.TransferSent) -> Command:
+    return Receive(
+        **_common(delivery, sent.to_member_id, sent.transfer_id),
+        transfer_id=sent.transfer_id,
+        from_member_id=sent.member_id,
+        parts=tuple((_optional(part, "expire_time"), part.amount) for part in sent.points),
     )
+
+
+def _transfer_refused(delivery: Delivery, refused: points.TransferRefused) -> Command:
+    return TakeBack(
+        **_common(delivery, refused.from_member_id, refused.transfer_id),
+        transfer_id=refused.transfer_id,
+        to_member_id=refused.member_id,
+    )
+
+
+# --- cards --------------------------------------------------------------------------------------------
+
+
+def _card_ordered(delivery: Delivery, ordered: cards.CardOrdered) -> Command | None:
+    if not ordered.points_amount:
+        return None
+    return PlaceHold(
+        **_common(delivery, ordered.member_id, ordered.card_order_id),
+        amount=ordered.points_amount,
+        reference_id=ordered.card_order_id,
+        expire_time=instant(ordered.hold_expire_time),
+    )
+
+
+def _card_order_settled(delivery: Delivery, settled: cards.CardOrderSettled) -> Command:
+    capture = settled.outcome == cards.CARD_ORDER_OUTCOME_CAPTURE
+    return CloseHold(
+        **_common(delivery, settled.member_id, settled.card_order_id),
+        placed_by=own_request_id(_name(cards.CardOrdered), settled.card_order_id),
+        capture=0 if capture else None,
+    )
+
+
+def _card_activated(delivery: Delivery, activated: cards.CardActivated) -> Command:
+    """The card is a fact for the rules from its start to its end; that it was activated, one to earn on."""
+    version = (activated.epoch, activated.version)
+    occur = instant(activated.occur_time)
+    value = activated.points_multiplier or "1"
+    start, end = instant(activated.start_time), instant(activated.end_time)
+    facts = {_segment(activated.segment_id): _on_card(activated, activated.plan_id, value, start, end)}
+    for replaced in activated.replaced_segment_ids:
+        facts[_segment(replaced)] = _ended(occur, version)
+    happened = {"plan_id": activated.plan_id, "renewal": str(activated.renewal).lower()}
+    return _learn(
+        delivery,
+        activated,
+        facts,
+        _happened("card_activated", activated.segment_id, activated.occur_time, happened),
+    )
+
+
+def _card_ended(delivery: Delivery, ended: cards.CardExpired | cards.CardRefunded) -> Command:
+    if isinstance(ended, cards.CardExpired):
+        end, segments = instant(ended.end_time), [ended.segment_id]
+    else:
+        end, segments = instant(ended.occur_time), [ended.segment_id, *ended.later_segment_ids]
+    version = (ended.epoch, ended.version)
+    return _learn(delivery, ended, {_segment(segment): _ended(end, version) for segment in segments})
+
+
+def _card_frozen(delivery: Delivery, frozen: cards.CardFrozen) -> Command:
+    """All that was told of the card rests, also what begins later; what still holds is told anew then."""
+    occur, version = instant(frozen.occur_time), (frozen.epoch, frozen.version)
+    return _learn(delivery, frozen, {_rest(frozen.card_id): _begun("", "frozen", occur, None, version)})
+
+
+def _card_resumed(delivery: Delivery, resumed: cards.CardResumed) -> Command:
+    occur = instant(resumed.occur_time)
+    value, end = resumed.points_multiplier or "1", instant(resumed.end_time)
+    facts = {_segment(resumed.segment_id): _on_card(resumed, resumed.plan_id, value, occur, end)}
+    for later in resumed.later_segments:
+        start, end = instant(later.start_time), instant(later.end_time)
+        value = later.points_multiplier or "1"
+        facts[_segment(later.segment_id)] = _on_card(resumed, later.plan_id, value, start, end)
+    return _learn(delivery, resumed, facts)
+
+
+def _on_card(told: Any, plan_id: str, value: str, start: datetime, end: datetime) -> Fact:
+    """What a period of a card is good for, unless the card was frozen since."""
+    fact = _begun(f"card.{plan_id}", value, start, end, (told.epoch, told.version))
+    return replace(fact, unless=_rest(told.card_id))
+
+
+def _segment(segment_id: str) -> str:
+    return f"segment/{segment_id}"
+
+
+def _rest(card_id: str) -> str:
+    return f"rest/{card_id}"
+
+
+# --- groups -------------------------------------------------------------------------------------------
+
+
+def _member_joined(delivery: Delivery, joined: groups.MemberJoined) -> Command:
+    """The group is a fact for the rules; that the member joined, one to earn on, once per membership."""
+    happened = {
+        "scheme_id": joined.scheme_id,
+        "group_id": joined.group_id,
+        "entry_source": joined.entry_source,
+    }
+    source = _happened("group_joined", joined.membership_id, joined.occur_time, happened)
+    return _learn(delivery, joined, _in_group(joined), source)
+
+
+def _member_moved(delivery: Delivery, moved: groups.MemberMoved) -> Command:
+    return _learn(delivery, moved, _in_group(moved))
+
+
+def _in_group(told: groups.MemberJoined | groups.MemberMoved) -> dict[str, Fact]:
+    since, version = instant(told.occur_time), (told.epoch, told.version)
+    fact = _begun(f"group.{told.scheme_id}", told.group_id, since, None, version)
+    return {f"scheme/{told.scheme_id}": fact}
+
+
+def _member_left(delivery: Delivery, left: groups.MemberLeft) -> Command:
+    ended = _ended(instant(left.occur_time), (left.epoch, left.version))
+    return _learn(delivery, left, {f"scheme/{left.scheme_id}": ended})
+
+
+# --- referral -----------------------------------------------------------------------------------------
+
+
+def _reward_granted(delivery: Delivery, granted: referral.RewardGranted) -> Command | None:
+    if not granted.HasField("points"):
+        return None
+    amount = granted.points.amount
+    return EarnFixed(
+        **_common(delivery, granted.member_id, granted.reward_id, str(amount).encode()),
+        unit=Unit.POINTS,
+        amount=amount,
+        reason="",
+        reward_id=granted.reward_id,
+    )
+
+
+def _reward_clawed_back(delivery: Delivery, clawed_back: referral.RewardClawedBack) -> Command | None:
+    if not clawed_back.HasField("points"):
+        return None
+    granted = own_request_id(_name(referral.RewardGranted), clawed_back.reward_id)
+    return Reverse(**_common(delivery, clawed_back.member_id, clawed_back.reward_id), made_by=granted)
+
+
+# --- what they share ----------------------------------------------------------------------------------
+
+
+def _learn(delivery: Delivery, told: Any, facts: Mapping[str, Fact], source: Source | None = None) -> Learn:
+    return Learn(**_common(delivery, told.member_id, delivery.event_id), facts=facts, source=source)
+
+
+def _begun(name: str, value: str, since: datetime, until: datetime | None, version: tuple[int, int]) -> Fact:
+    return Fact(name, value, since, until, *version, begun=version)
+
+
+def _ended(at: datetime, version: tuple[int, int]) -> Fact:
+    return Fact("", "", at, at, *version)
+
+
+def _happened(kind: str, business_id: str, occur: Timestamp, attributes: Mapping[str, str]) -> Source:
+    """What happened in another service, as an activity; `~` keeps its id apart from the brand's."""
+    return read_activity(
+        Activity(activity_id=f"~{kind}:{business_id}", kind=kind, attributes=attributes, occur_time=occur)
+    )
+
+
+def _optional(message: Any, name: str) -> datetime | None:
+    return instant(getattr(message, name)) if message.HasField(name) else None
+
+
+def _name(message: type[Message]) -> str:
+    return message.DESCRIPTOR.full_name
+
+
+_READERS: Mapping[str, tuple[type[Any], Callable[[Delivery, Any], Command | None]]] = {
+    _name(message): (message, reader)
+    for message, reader in (
+        (OrderPaid, _order_paid),
+        (OrderRefunded, _order_refunded),
+        (ActivityReported, _activity_reported),
+        (points.TransferSent, _transfer_sent),
+        (points.TransferRefused, _transfer_refused),
+        (cards.CardOrdered, _card_ordered),
+        (cards.CardOrderSettled, _card_order_settled),
+        (cards.CardActivated, _card_activated),
+        (cards.CardExpired, _card_ended),
+        (cards.CardFrozen, _card_frozen),
+        (cards.CardRefunded, _card_ended),
+        (cards.CardResumed, _card_resumed),
+        (groups.MemberJoined, _member_joined),
+        (groups.MemberMoved, _member_moved),
+        (groups.MemberLeft, _member_left),
+        (referral.RewardGranted, _reward_granted),
+        (referral.RewardClawedBack, _reward_clawed_back),
+    )
+}
+
+# Whose events are consumed: their stream, its subjects, and those that are read here.
+STREAMS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
+    stream: (subjects, [name for name in _READERS if any(name.startswith(s[:-1]) for s in subjects)])
+    for stream, subjects in {
+        events.BRAND_STREAM: events.BRAND_SUBJECTS,
+        events.STREAM: events.SUBJECTS,
+        "CARDS": ("loyalty.cards.v1.>",),
+        "GROUPS": ("loyalty.groups.v1.>",),
+        "REFERRAL": ("loyalty.referral.v1.>",),
+    }.items()
+}

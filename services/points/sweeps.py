@@ -13,7 +13,7 @@ from services.chassis.jobs import Job, Lease
 from services.points import store
 from services.points import tables as t
 from services.points.batches import Batches
-from services.points.service import Settle
+from services.points.commands import Settle
 
 SETTLE_BATCH = 256  # members a step
 SETTLE_EVERY = 0.2  # seconds

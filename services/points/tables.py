@@ -47,6 +47,11 @@ members = sa.Table(
     sa.Column("head_hash", sa.LargeBinary, nullable=False, server_default=""),
     _amount("version"),
     sa.Column("tier", sa.Text, nullable=False, server_default=""),
+    sa.Column("tier_until", INSTANT),
+    # What other services told: {about what: [name, value, from, until, latest, first, unless]}, of the events
+    # that told its latest state and its beginning the epoch and version, and what suspends it.
+    sa.Column("facts", JSONB, nullable=False, server_default="{}"),
+    _amount("waiting"),  # refunds that came before their orders
     sa.Column("last_time", INSTANT, nullable=False, server_default="1970-01-01T00:00:00Z"),
     sa.Column("next_due_time", INSTANT),
     *(
@@ -83,7 +88,8 @@ transactions = sa.Table(
     sa.Column("hash", sa.LargeBinary, nullable=False),
     sa.Column("source_hash", sa.LargeBinary),  # SHA-256 of `source`, which outlives it
     sa.Column("source", sa.LargeBinary),  # the order or activity earned on, as it came
-    sa.Column("facts", JSONB),  # what the rules saw of the member, for a later refund
+    # What the rules saw, for a later refund: [tier, facts, what daily caps had given, the order's total].
+    sa.Column("sold", JSONB),
     sa.UniqueConstraint("bucket", "member_id", "request_id", name="transactions_request_once"),
     sa.CheckConstraint("seq > 0", name="transactions_seq_positive"),
 )
@@ -104,7 +110,15 @@ sa.Index(
     postgresql_where=transactions.c.activity_id.is_not(None),
 )
 
-# What is left of each earn, named by the earning transaction's seq and a part.
+sa.Index(
+    "transactions_reversals",
+    transactions.c.bucket,
+    transactions.c.member_id,
+    transactions.c.reverses_transaction_id,
+    postgresql_where=transactions.c.reverses_transaction_id.is_not(None),
+)
+
+# What is left of each credit, named by the crediting transaction's seq and a part.
 lots = sa.Table(
     "lots",
     metadata,
@@ -116,11 +130,16 @@ lots = sa.Table(
     sa.Column("expires_at", INSTANT),
     sa.Column("amount", sa.BigInteger, nullable=False),
     sa.Column("remaining", sa.BigInteger, nullable=False),
-    sa.CheckConstraint("remaining >= 0 AND remaining <= amount AND amount > 0", name="lots_remaining"),
+    _amount("held"),  # of what remains: pinned by holds
+    _amount("expired"),  # of what is gone: expired unspent
+    sa.CheckConstraint("remaining >= 0 AND amount > 0", name="lots_remaining"),
+    sa.CheckConstraint("held >= 0 AND held <= remaining", name="lots_held"),
+    sa.CheckConstraint("expired >= 0 AND remaining + expired <= amount", name="lots_expired"),
     postgresql_with={"fillfactor": "85"},
 )
 
-# Which transaction took how much from which lot: what makes an exact reversal possible.
+# Which transaction took how much from which lot, negative where it gave back: what makes an exact reversal
+# possible.
 lot_uses = sa.Table(
     "lot_uses",
     metadata,
@@ -129,7 +148,49 @@ lot_uses = sa.Table(
     sa.Column("lot_seq", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("lot_part", sa.SmallInteger, primary_key=True, autoincrement=False),
     sa.Column("amount", sa.BigInteger, nullable=False),
-    sa.CheckConstraint("amount > 0", name="lot_uses_positive"),
+    sa.CheckConstraint("amount <> 0", name="lot_uses_of_something"),
+)
+
+# Points set aside, named by the placing transaction's seq.
+holds = sa.Table(
+    "holds",
+    metadata,
+    *_member_key(),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("hold_id", sa.Text, nullable=False),
+    sa.Column("reference_id", sa.Text, nullable=False),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.Column("expire_time", INSTANT, nullable=False),
+    sa.Column("pins", JSONB, nullable=False),  # [[lot_seq, lot_part, amount], …]
+    sa.Column("state", sa.Text, nullable=False),
+    _amount("captured"),
+    sa.CheckConstraint("amount > 0 AND captured >= 0 AND captured <= amount", name="holds_captured"),
+    sa.CheckConstraint("state IN ('PLACED', 'CAPTURED', 'RELEASED', 'EXPIRED')", name="holds_state"),
+    sa.CheckConstraint("(state = 'CAPTURED') = (captured > 0)", name="holds_captured_something"),
+)
+sa.Index("holds_open", holds.c.bucket, holds.c.member_id, postgresql_where=holds.c.state == "PLACED")
+
+# What was refunded of which order. Without `seq` it came before its order, and is kept as it came.
+refunds = sa.Table(
+    "refunds",
+    metadata,
+    *_member_key(),
+    sa.Column("order_id", sa.Text, primary_key=True),
+    sa.Column("refund_id", sa.Text, primary_key=True),
+    sa.Column("body_hash", sa.LargeBinary, nullable=False),
+    _amount("amount"),
+    sa.Column("lines", JSONB, nullable=False),  # {line_id: minor units}
+    sa.Column("everything", sa.Boolean, nullable=False),
+    sa.Column("refund_time", INSTANT, nullable=False),
+    sa.Column("seq", sa.BigInteger),  # of the transaction
+    sa.Column("consumer", sa.Text),
+    sa.Column("source", sa.Text),
+    sa.Column("event_id", sa.Text),
+    sa.Column("stream", sa.Text),
+    sa.Column("stream_seq", sa.BigInteger),
+    sa.Column("body", sa.LargeBinary),
+    sa.CheckConstraint("amount >= 0", name="refunds_amount"),
+    sa.CheckConstraint("(seq IS NULL) = (body IS NOT NULL)", name="refunds_applied_or_waiting"),
 )
 
 cap_uses = sa.Table(

@@ -17,14 +17,15 @@ import pytest
 import pytest_asyncio
 from loyalty.orders.v1.orders_pb2 import OrderPaid
 from loyalty.points.v1 import points_service_pb2 as pb
-from loyalty.points.v1.points_events_pb2 import PointsPosted
+from loyalty.points.v1.points_events_pb2 import PointsPosted, TransferReturned
 
 from services.cli.house import House, running
 from services.cli.servers import Nats, Postgres
 from tests.chaos.journal import RETRIED, Client, Journal, Outcome, owner, until
 from tests.chaos.listener import TIMEOUT, Listener, ignore
+from tests.chaos.transfers import Transfers
 from tests.conftest import NOON
-from tests.support import apply_programme, fresh, order
+from tests.support import PROGRAMME, apply_programme, defects, fresh, order
 
 pytestmark = pytest.mark.xdist_group("faults-1")
 
@@ -57,10 +58,9 @@ def front(request: pytest.FixtureRequest) -> str:
 def house(data: Path, front: str) -> Iterator[House]:
     """A house that the tests of this module may kill."""
     with running(data / front, test_clock=NOON, front=front) as house:
-        apply_programme(house)
+        apply_programme(house, PROGRAMME | {"transfers_per_day": 10**12})
         yield house
-        log = (house.data / "points.log").read_text(errors="replace")
-        assert '"event": "defect"' not in log, "a fault of what we stand on is no defect of ours"
+        assert not defects(house), "a fault of what we stand on is no defect of ours"
 
 
 @pytest_asyncio.fixture(autouse=True)
@@ -110,9 +110,10 @@ async def redeliver(house: House) -> None:
     """Has JetStream deliver again at once what a dead consumer left unacknowledged."""
     async with broker(house) as client:
         stream = client.jetstream()
-        config = (await stream.consumer_info("ORDERS", "points")).config
-        config.ack_wait = 1.0
-        await stream.add_consumer("ORDERS", config)
+        for name in ("ORDERS", "POINTS"):
+            config = (await stream.consumer_info(name, "points")).config
+            config.ack_wait = 1.0
+            await stream.add_consumer(name, config)
 
 
 async def sql(house: House, statement: str, *arguments: Any) -> list[Any]:
@@ -145,10 +146,12 @@ async def survives(
     house: House, journal: Journal, strike: Callable[[], Awaitable[None]], *addresses: str
 ) -> Listener:
     """Runs the load, strikes in the middle of it, and holds ledger and events against the journal."""
-    load = asyncio.create_task(journal.run(LOAD, *addresses))
+    struck = asyncio.Event()
+    load = asyncio.create_task(journal.run(LOAD, *addresses, struck=struck))
     try:
         await journal.acknowledged(AFTER)
         await strike()
+        struck.set()
         await load
     finally:
         load.cancel()
@@ -174,6 +177,34 @@ async def test_the_service_killed_at_a_failpoint_loses_and_doubles_nothing(house
     await redeliver(house)
     await load
     await Listener(house.nats.url).hear_all(await journal.verify())
+
+
+@pytest.mark.parametrize("point", FAILPOINTS)
+async def test_transfers_end_received_or_returned_whatever_point_the_service_is_killed_at(
+    house: House, point: str
+) -> None:
+    transfers = Transfers(house, seed=40 + FAILPOINTS.index(point))
+    await transfers.prepare()
+    await eventually(house, "SELECT count(*) = 0 FROM outbox WHERE sent_at IS NULL")
+    await stop(house)
+    await lapse(house)
+    await asyncio.to_thread(house.start_service, "points", failpoint=point)
+    load = asyncio.create_task(transfers.run(LOAD // 2))
+    assert await asyncio.to_thread(house.process("points").wait, TIMEOUT) == 128 + 9
+    await start(house)
+    await redeliver(house)
+    await load
+    ledger = await transfers.verify()
+    listener = Listener(house.nats.url)
+    await listener.hear_all(ledger)
+    returned = [row["transaction_id"] for row in ledger if row["kind"] == "REVERSE"]
+
+    def told() -> list[str]:
+        each = (event for member in transfers.members for event in listener.about(member, TransferReturned))
+        return [event.transaction_id for event in each]
+
+    await listener.hear(lambda: len(told()) >= len(returned))
+    assert sorted(told()) == sorted(returned)
 
 
 @pytest.mark.parametrize("front", ["native"], indirect=True)
@@ -456,8 +487,9 @@ async def consumed(client: Any) -> None:
     """Waits until the service has acknowledged all of ORDERS."""
 
     async def done() -> bool:
+        stored = (await client.jetstream().stream_info("ORDERS")).state.last_seq
         info = await client.jetstream().consumer_info("ORDERS", "points")
-        return not info.num_pending and not info.num_ack_pending
+        return bool(info.ack_floor.stream_seq >= stored)
 
     await until(done)
 

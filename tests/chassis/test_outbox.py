@@ -116,6 +116,22 @@ async def test_erasing_blanks_what_is_there_and_records_what_the_stream_has(data
     assert await to_erase(database, stream) == [41, 43]
 
 
+async def test_erasing_leaves_what_something_travels_on(database: Database) -> None:
+    carrier = Outbox(tables.outbox, tables.stream_erasures, carrying=("test.v1.Sent", "test.v1.Refused"))
+    entity, stream = fresh("entity"), fresh("stream")
+    happened, sent, refused = (
+        event("POINTS", f"test.v1.{name}", entity, name.encode(), TRACE)
+        for name in ("Happened", "Sent", "Refused")
+    )
+    await add(database, [happened, sent, refused])
+    await send(database, stream, happened.event_id, 1)
+    await send(database, stream, sent.event_id, 2)
+    async with database.begin() as connection:
+        assert await carrier.erase(connection, entity) == 1
+    assert [row["body"] for row in await kept(database, entity)] == [b"", b"Sent", b"Refused"]
+    assert await to_erase(database, stream) == [1]
+
+
 async def test_what_was_erased_before_is_not_counted_again_and_what_came_later_is(
     database: Database,
 ) -> None:

@@ -50,7 +50,7 @@ def balances(*orders: pl.DataFrame, rules: list[dict[str, Any]], **more: Any) ->
     """What the oracle expects of member m."""
     programme = {"time_zone": "Asia/Shanghai", "currency_code": "CNY", "earn_rules": rules, **more}
     expected = oracle.expected(pl.concat(orders), programme)
-    assert expected.columns == ["member_id", *COLUMNS]
+    assert expected.columns == ["member_id", *COLUMNS, "tier"]
     [row] = expected.rows(named=True)
     return {name: row[name] for name in COLUMNS}
 
@@ -247,7 +247,7 @@ def test_the_burger_king_programme_is_valid_and_the_oracle_knows_it() -> None:
     protovalidate.validate(programme)
     conditions = [rule.when for rule in programme.earn_rules if rule.scope != RuleScope.RULE_SCOPE_ACTIVITY]
     assert len(programme.earn_rules) == 10
-    assert set(conditions) <= oracle.CONDITIONS.keys()
+    assert set(conditions) <= {*oracle.CONDITIONS, 'member.tier == "挚爱粉"'}
 
 
 @pytest.mark.parametrize(
@@ -274,10 +274,10 @@ def test_burger_king_breakfast_drinks_and_big_baskets() -> None:
 
 def test_january_and_the_year_end_as_recorded() -> None:
     january = oracle.expected(baskets.load(date(2017, 1, 1), date(2017, 1, 31)), BURGER_KING)
-    assert january.select(COLUMNS).sum().row(0) == (12_481, 348_095, 393_995, 357_144, 45_900)
+    assert january.select(COLUMNS).sum().row(0) == (12_481, 348_295, 394_195, 357_144, 45_900)
     year = oracle.expected(baskets.load(None, None), BURGER_KING)
     assert year.height == 2_469
-    assert year.select(COLUMNS).sum().row(0) == (155_848, 4_309_535, 5_064_255, 4_519_934, 754_720)
+    assert year.select(COLUMNS).sum().row(0) == (155_848, 4_844_260, 5_599_120, 4_519_934, 754_860)
     assert (year["available"] + year["redeemed"] == year["lifetime_earned"]).all()
 
 
@@ -288,3 +288,29 @@ def test_the_oracle_shares_nothing_with_what_it_judges() -> None:
     assert {name for name in froms | plain if name and name.startswith(("services", "loyalty", "cel"))} == {
         "services.cli.baskets"
     }
+
+
+LADDER = {
+    "rolling_days": 365,
+    "grace_days": 30,
+    "tiers": [{"tier_id": "iron", "growth": 10}, {"tier_id": "gold", "growth": 30}],
+}
+
+
+def test_a_tier_is_held_from_the_order_after_the_one_that_reached_it() -> None:
+    rules = [
+        rule(unit="GROWTH", per=ONE_PER_YUAN),
+        rule(per=ONE_PER_YUAN),
+        rule(when='member.tier == "iron"', multiplier="2"),
+    ]
+    orders = [basket(number, ("", 1000)) for number in (1, 2, 3)]
+    programme = {"time_zone": "Asia/Shanghai", "currency_code": "CNY", "earn_rules": rules}
+    [row] = oracle.expected(pl.concat(orders), {**programme, "tier_ladder": LADDER}).rows(named=True)
+    assert (row["tier"], row["lifetime_earned"]) == ("gold", 10 + 20 + 20)
+
+
+def test_tiers_that_end_within_the_orders_are_refused() -> None:
+    rules = [rule(unit="GROWTH", per=ONE_PER_YUAN)]
+    orders = [basket(1, ("", 100)), basket(2, ("", 100), paid="2018-03-01T04:00")]
+    with pytest.raises(ValueError, match="tiers that end"):
+        balances(*orders, rules=rules, tier_ladder=LADDER)

@@ -16,6 +16,7 @@ from loyalty.activities.v1.activities_pb2 import Activity
 from loyalty.orders.v1 import orders_service_pb2 as orders_pb
 from loyalty.points.v1 import points_service_pb2 as pb
 
+from tests.points.calls import a_capture, a_hold, a_refund, a_release, a_reversal
 from tests.support import PROGRAMME, TIMEOUT, Points, fresh, order
 
 # --- the database, as one number ----------------------------------------------------------------------
@@ -25,11 +26,11 @@ async def _fingerprint(url: str) -> str:
     connection = await asyncpg.connect(url)
     try:
         deadline = time.monotonic() + 3 * TIMEOUT
-        # What was accepted before must have had its effect: events sent, and the brand's consumed.
+        # What was accepted before must have had its effect: events sent, and those that we consume consumed.
         while await connection.fetchval(
-            "SELECT count(*) FILTER (WHERE sent_at IS NULL) > 0 OR"
-            " count(*) FILTER (WHERE stream = 'ORDERS') > (SELECT count(*) FROM inbox) +"
-            " (SELECT count(*) FROM dead_letters) FROM outbox"
+            "SELECT EXISTS (SELECT FROM outbox o WHERE sent_at IS NULL OR (stream = 'ORDERS' OR subject LIKE"
+            " '%.TransferSent' OR subject LIKE '%.TransferRefused') AND NOT EXISTS (SELECT FROM inbox i WHERE"
+            " i.event_id = o.event_id UNION ALL SELECT FROM dead_letters d WHERE d.event_id = o.event_id))"
         ):
             assert time.monotonic() < deadline, "the outbox did not drain"
             await asyncio.sleep(0.05)
@@ -82,6 +83,22 @@ def redeem(points: Points) -> pb.RedeemPointsRequest:
     return request
 
 
+def hold(points: Points) -> pb.HoldPointsRequest:
+    return a_hold(points, fresh("member"), 1)
+
+
+def a_refund_of(points: Points, **what: Any) -> pb.RefundOrderRequest:
+    refund = a_refund(fresh("order"), points.now, **what)
+    return pb.RefundOrderRequest(member_id=fresh("member"), request_id=fresh("refund-order"), refund=refund)
+
+
+def refunded(points: Points, **what: Any) -> orders_pb.ReportOrderRefundedRequest:
+    refund = a_refund(fresh("order"), points.now, **what)
+    return orders_pb.ReportOrderRefundedRequest(
+        member_id=fresh("member"), request_id=fresh("report"), refund=refund
+    )
+
+
 def quote(points: Points) -> pb.QuoteEarnRequest:
     request = pb.QuoteEarnRequest(member_id=fresh("member"), order=order(100, points.now))
     request.occur_time.FromDatetime(points.now)
@@ -112,6 +129,17 @@ def programme(points: Points) -> pb.PutProgrammeRequest:
     for stamp in (rule.valid_from_time, request.programme.effective_time):
         stamp.FromDatetime(points.now)
     rule.valid_until_time.FromSeconds(rule.valid_from_time.seconds + 60)
+    request.programme.clawback = pb.CLAWBACK_CLAMP
+    request.programme.grace_days = request.programme.transfers_per_day = 1
+    ladder = request.programme.tier_ladder
+    ladder.grace_days, ladder.rolling_days = 1, 30
+    ladder.tiers.add(tier_id="铁粉", growth=100)
+    return request
+
+
+def yearly_programme(points: Points) -> pb.PutProgrammeRequest:
+    request = programme(points)
+    request.programme.tier_ladder.calendar_year = True
     return request
 
 
@@ -120,6 +148,7 @@ def fixed() -> pb.FixedEarn:
 
 
 POINTS = "/loyalty.points.v1.PointsService/"
+A_HOLD, A_TRANSACTION = "hold_" + "f" * 32, "txn_" + "f" * 32
 # Each method with good requests; every set field is then made bad in turn.
 GOOD: list[tuple[str, Callable[[Points], Message]]] = [
     (POINTS + "EarnPoints", lambda p: earn(p, order=order(100, p.now))),
@@ -127,6 +156,23 @@ GOOD: list[tuple[str, Callable[[Points], Message]]] = [
     (POINTS + "EarnPoints", lambda p: earn(p, fixed=fixed())),
     (POINTS + "QuoteEarn", quote),
     (POINTS + "RedeemPoints", redeem),
+    (POINTS + "HoldPoints", hold),
+    (POINTS + "CaptureHold", lambda _: a_capture(fresh("member"), A_HOLD, 1)),
+    (POINTS + "ReleaseHold", lambda _: a_release(fresh("member"), A_HOLD)),
+    (POINTS + "GetHold", lambda _: pb.GetHoldRequest(member_id=fresh("member"), hold_id=A_HOLD)),
+    (POINTS + "RefundOrder", lambda p: a_refund_of(p, amount=1)),
+    (POINTS + "RefundOrder", lambda p: a_refund_of(p, lines={"1": 1})),
+    (POINTS + "RefundOrder", a_refund_of),
+    (
+        POINTS + "ReverseTransaction",
+        lambda _: a_reversal(fresh("member"), A_TRANSACTION, points=1, growth=1),
+    ),
+    (
+        POINTS + "TransferPoints",
+        lambda _: pb.TransferPointsRequest(
+            member_id=fresh("member"), request_id=fresh("transfer"), to_member_id=fresh("member"), amount=1
+        ),
+    ),
     (POINTS + "AdjustPoints", adjust),
     (
         POINTS + "BatchPost",
@@ -137,10 +183,11 @@ GOOD: list[tuple[str, Callable[[Points], Message]]] = [
     (POINTS + "BatchGetBalances", lambda _: pb.BatchGetBalancesRequest(member_ids=[fresh("member")])),
     (
         POINTS + "GetTransaction",
-        lambda _: pb.GetTransactionRequest(member_id=fresh("member"), transaction_id="txn_" + "f" * 32),
+        lambda _: pb.GetTransactionRequest(member_id=fresh("member"), transaction_id=A_TRANSACTION),
     ),
     (POINTS + "ListTransactions", transactions),
     (POINTS + "PutProgramme", programme),
+    (POINTS + "PutProgramme", yearly_programme),
     (POINTS + "GetProgramme", lambda _: pb.GetProgrammeRequest(version=1)),
     (POINTS + "ListProgrammes", lambda _: pb.ListProgrammesRequest(page_size=5)),
     (POINTS + "ExportMember", lambda _: pb.ExportMemberRequest(member_id=fresh("member"), page_size=5)),
@@ -154,6 +201,8 @@ GOOD: list[tuple[str, Callable[[Points], Message]]] = [
             member_id=fresh("member"), request_id=fresh("report"), order=order(100, p.now)
         ),
     ),
+    ("/loyalty.orders.v1.OrdersService/ReportOrderRefunded", lambda p: refunded(p, amount=1)),
+    ("/loyalty.orders.v1.OrdersService/ReportOrderRefunded", lambda p: refunded(p, lines={"1": 1})),
     (
         "/loyalty.activities.v1.ActivitiesService/ReportActivity",
         lambda p: activities_pb.ReportActivityRequest(

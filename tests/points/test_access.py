@@ -23,13 +23,16 @@ from loyalty.points.v1 import points_service_pb2 as pb
 from services.chassis.auth import MemberAccess
 from services.cli.house import House
 from services.points.api import ADMIN, METHODS, READ, WRITE
+from tests.points.calls import a_refund, place, read_hold, refund
 from tests.points.requests import GOOD, described, fingerprint
 from tests.support import TIMEOUT, Points, fresh, order, refused
 
 EVERYTHING = f"{READ} {WRITE} {ADMIN}"
 EACH_METHOD = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.rsplit("/")[-1])
 POINTS = "/loyalty.points.v1.PointsService/"
-SELF_SERVICE = {POINTS + name for name in ("QuoteEarn", "GetBalance", "GetTransaction", "ListTransactions")}
+SELF_SERVICE = {
+    POINTS + name for name in ("QuoteEarn", "GetBalance", "GetHold", "GetTransaction", "ListTransactions")
+}
 
 
 @dataclass
@@ -143,12 +146,14 @@ def message_of(method: str) -> Message:
 def test_a_member_reads_its_own(issuer: Issuer, till: Points) -> None:
     member = fresh("member")
     made = till.earn(member, order(500, till.now))
+    held = place(till, member, 2)
     with issuer.points(READ, member_id=member) as own:
-        assert own.balance(member).available == 5
+        assert own.balance(member).available == 3
+        assert read_hold(own, member, held.hold_id).amount == 2
         one = pb.GetTransactionRequest(member_id=member, transaction_id=made.transaction_id)
         assert own.call(own.points.GetTransaction, one) == made
         whole = own.call(own.points.ListTransactions, pb.ListTransactionsRequest(member_id=member))
-        assert list(whole.transactions) == [made]
+        assert list(whole.transactions) == [held, made]
         quote = pb.QuoteEarnRequest(member_id=member, order=order(300, own.now))
         assert own.call(own.points.QuoteEarn, quote).points == 3
 
@@ -204,18 +209,20 @@ def test_facts_older_than_thirty_days_need_an_operator(issuer: Issuer) -> None:
         old = order(300, clerk.now - month - timedelta(seconds=1))
         spend = pb.RedeemPointsRequest(member_id=member, request_id=fresh("redeem"), amount=1)
         spend.occur_time.CopyFrom(old.paid_time)
+        undone = a_refund(old.order_id, clerk.now - month - timedelta(seconds=1), 100)
         attempts: list[Callable[[Points], Any]] = [
             lambda points: points.earn(member, old),
             lambda points: points.call(points.points.RedeemPoints, spend),
             lambda points: points.call(
                 points.points.QuoteEarn, pb.QuoteEarnRequest(member_id=member, order=old)
             ),
+            lambda points: refund(points, member, undone),
         ]
         for attempt in attempts:
             with refused(StatusCode.PERMISSION_DENIED, "BACKDATING_NEEDS_ADMIN"):
                 attempt(clerk)
             attempt(chief)
-        assert clerk.balance(member).available == 7
+        assert clerk.balance(member).available == 6
 
 
 def test_the_tokens_subject_is_on_record(issuer: Issuer) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 from grpc import StatusCode
 from loyalty.activities.v1.activities_pb2 import Activity
@@ -21,6 +19,7 @@ from loyalty.points.v1 import points_service_pb2 as pb
 
 from services.cli.house import running
 from tests.conftest import NOON
+from tests.points.calls import eventually, listed, move, stop_sweeps
 from tests.support import PROGRAMME, TIMEOUT, Points, apply_programme, fresh, order, refused
 
 NOBODY = "txn_" + "0" * 32
@@ -42,26 +41,6 @@ def earn_fixed(points: Points, member: str, unit: pb.Unit.ValueType, amount: int
     fixed = pb.FixedEarn(unit=unit, amount=amount, reason="a gift")
     request = pb.EarnPointsRequest(member_id=member, request_id=fresh("earn"), fixed=fixed)
     return points.call(points.points.EarnPoints, request)
-
-
-def listed(points: Points, member: str, **asked: Any) -> list[pb.Transaction]:
-    """Every page of a list."""
-    found: list[pb.Transaction] = []
-    token = ""
-    while True:
-        request = pb.ListTransactionsRequest(member_id=member, page_token=token, **asked)
-        page = points.call(points.points.ListTransactions, request)
-        found.extend(page.transactions)
-        token = page.next_page_token
-        if not token:
-            return found
-
-
-def eventually(look: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 3 * TIMEOUT
-    while not look():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # --- earning ------------------------------------------------------------------------------------------
@@ -95,7 +74,7 @@ def test_an_earn_answers_with_the_whole_transaction(points: Points) -> None:
 def test_an_order_that_earns_nothing_is_a_transaction_all_the_same(points: Points) -> None:
     member = fresh("member")
     assert not points.earn(member, order(99, points.now)).transfers
-    assert points.balance(member) == pb.Balance(member_id=member, version=1)
+    assert points.balance(member) == pb.Balance(member_id=member, version=1, seq=1)
 
 
 def test_an_activity_earns_up_to_its_daily_cap(points: Points) -> None:
@@ -513,6 +492,20 @@ def test_facts_reported_and_earned_by_call_at_the_same_time_count_once(points: P
     assert points.balance(member).available == 26
 
 
+def test_what_is_consumed_is_counted_by_its_stream(points: Points) -> None:
+    def done() -> float:
+        with urllib.request.urlopen(
+            f"http://{points.house.describe()['points']['metrics']}/metrics", timeout=TIMEOUT
+        ) as page:
+            lines = page.read().decode().splitlines()
+        counter = 'consumer_messages_total{outcome="done",stream="ORDERS"} '
+        return sum(float(line.removeprefix(counter)) for line in lines if line.startswith(counter))
+
+    before = done()
+    report_order(points, fresh("member"), order(500, points.now))
+    eventually(lambda: done() > before)
+
+
 def test_a_wrong_total_is_refused_when_reported(points: Points) -> None:
     with refused(StatusCode.INVALID_ARGUMENT, "TOTAL_MISMATCH"):
         report_order(points, fresh("member"), wrong_total(points.now))
@@ -535,28 +528,9 @@ def later(data: Path) -> Iterator[Points]:
     """A channel into a house whose clock the tests move, and where no sweep catches up."""
     with running(data / "later", test_clock=NOON) as house:
         apply_programme(house, {**PROGRAMME, "earn_rules": [*PROGRAMME["earn_rules"], WINDFALL]})
-        asyncio.run(stop_sweeps(house.postgres.url("points")))
         with Points(house) as points:
+            stop_sweeps(points)
             yield points
-
-
-async def stop_sweeps(url: str) -> None:
-    """Takes the sweep's lease for a day, as a replica that hangs would."""
-    connection = await asyncpg.connect(url)
-    try:
-        taken = "'another', lease_until = now() + interval '1 day', token = token + 1"
-        while True:
-            status = await connection.execute(f"UPDATE jobs SET holder = {taken} WHERE name = 'settle'")  # noqa: S608
-            if status == "UPDATE 1":
-                return
-            await asyncio.sleep(0.05)
-    finally:
-        await connection.close()
-
-
-def move(points: Points, at: datetime) -> None:
-    assert points.house.clock is not None
-    points.house.clock.set(at)
 
 
 def test_points_are_gone_at_local_midnight_and_not_a_second_before(later: Points) -> None:

@@ -139,6 +139,8 @@ def _scalars(field: Any) -> Sequence[Any]:
     if field.cpp_type in MOST:
         most = MOST[field.cpp_type]
         return (0, -1, most, -most - 1)
+    if field.containing_oneof is not None:  # a bool there says which is meant, and is never false
+        return (False,)
     return ()
 
 

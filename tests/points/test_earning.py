@@ -43,8 +43,8 @@ def lines_of(match: Match, basis: Basis) -> frozenset[int]:
     return match.lines if match.rule.scope is Scope.LINE else frozenset(range(len(basis.lines)))
 
 
-def amount(lines: frozenset[int], *, whole: bool, basis: Basis) -> int:
-    return basis.total if whole else sum(basis.lines[line] for line in lines)
+def amount(lines: frozenset[int], *, whole: bool, basis: Basis) -> Fraction:
+    return Fraction(basis.total if whole else sum(basis.lines[line] for line in lines))
 
 
 def exact(matches: Sequence[Match], basis: Basis, used: Used) -> dict[Rule, Fraction]:
@@ -121,11 +121,18 @@ def rule(draw: st.DrawFn, number: int, scopes: Sequence[Scope]) -> Rule:
     )
 
 
+def _refunded(lines: tuple[int, ...], total: int, share: Fraction) -> Basis:
+    """What refunds leave of an order: whole minor units in all, and a share of each line."""
+    return Basis(tuple(amount * share for amount in lines), int(total * share))
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     activity = draw(st.integers(0, 4)) == 0
     lines = () if activity else tuple(draw(st.lists(amounts, max_size=6)))
-    basis = Basis(lines, sum(lines) + draw(amounts))  # the rest is delivery, or the activity's amount
+    total = sum(lines) + draw(amounts)  # the rest is delivery, or the activity's amount
+    share = Fraction(draw(st.integers(0, total)), total or 1) if draw(st.booleans()) else None
+    basis = Basis(lines, total) if share is None else _refunded(lines, total, share)
     scopes = [Scope.ACTIVITY] if activity else [Scope.ORDER, *([Scope.LINE] if lines else [])]
     rules = [draw(rule(number, scopes)) for number in range(draw(st.integers(0, 8)))]
     matches = []

@@ -10,17 +10,20 @@ from typing import Any
 import asyncpg
 import nats
 import pytest
+from google.protobuf.message import Message
 from grpc import StatusCode
 from loyalty.activities.v1.activities_pb2 import Activity
 from loyalty.activities.v1.activities_service_pb2 import ReportActivityRequest
-from loyalty.orders.v1.orders_pb2 import Order, OrderPaid
+from loyalty.groups.v1.groups_events_pb2 import MEMBER_MOVE_REASON_OPERATOR, MemberJoined, MemberMoved
+from loyalty.orders.v1.orders_pb2 import Order, OrderPaid, OrderRefunded
 from loyalty.orders.v1.orders_service_pb2 import ReportOrderPaidRequest
 from loyalty.points.v1 import points_service_pb2 as pb
-from nats.js.errors import NotFoundError
+from nats.js.errors import NoStreamResponseError, NotFoundError
 
 from services.cli.house import House
 from services.points.domain.ledger import transaction_hash
 from services.points.store import to_transaction
+from tests.points.calls import a_refund, capture, kinds, place, read_hold, refund, release
 from tests.support import PROGRAMME, TIMEOUT, Points, apply_programme, fresh, order, refused
 
 # A rule whose condition fails on a text that is no fact's name, and would quote it.
@@ -51,6 +54,7 @@ def until(look: Callable[[], bool]) -> None:
 def marked_order(marker: str, points: Points) -> Order:
     made = order(500, points.now)
     made.store_id = made.city = made.channel = made.lines[0].sku = made.lines[0].category = marker
+    made.lines[0].line_id = marker
     return made
 
 
@@ -61,10 +65,19 @@ def marked_activity(marker: str, points: Points) -> Activity:
     return made
 
 
+def marked_joining(marker: str, points: Points, member: str) -> MemberJoined:
+    made = MemberJoined(member_id=member, epoch=1, version=1, membership_number=1)
+    made.membership_id, made.group_id, made.scheme_id = fresh("membership"), "group-7", "scheme-1"
+    made.entry_source = made.site_id = made.group_name = made.chat_id = made.welcome = marker
+    made.occur_time.FromDatetime(points.now)
+    return made
+
+
 def plant(points: Points, member: str, marker: str) -> int:
     """Writes the marker wherever text of a member can go, by call and by event. Returns how many entries."""
+    basket = marked_order(marker, points)
     earns: list[dict[str, Any]] = [
-        {"order": marked_order(marker, points)},
+        {"order": basket},
         {"activity": marked_activity(marker, points)},
         {"fixed": pb.FixedEarn(unit=pb.UNIT_POINTS, amount=3, reason=f"for {marker}")},
     ]
@@ -85,9 +98,11 @@ def plant(points: Points, member: str, marker: str) -> int:
         member_id=member, request_id=fresh("report"), activity=marked_activity(marker, points)
     )
     points.call(points.activities.ReportActivity, done)
+    asyncio.run(publish(points.house, marked_joining(marker, points, member)))
+    refund(points, member, a_refund(basket.order_id, points.now, lines={marker: 100}))
     points.redeem(member, 1)
-    until(lambda: points.balance(member).version == 7)
-    return 7
+    until(lambda: points.balance(member).seq == 9)
+    return 9
 
 
 def export(points: Points, member: str, page_size: int = 0) -> list[pb.ExportedTransaction]:
@@ -140,9 +155,9 @@ def in_streams(house: House, marker: str) -> list[str]:
         try:
             jetstream = client.jetstream()
             found = []
-            for name in ("POINTS", "ORDERS"):
+            for name in ("POINTS", "ORDERS", "GROUPS"):
                 state = (await jetstream.stream_info(name)).state
-                for sequence in range(state.first_seq, state.last_seq + 1):
+                for sequence in range(max(1, state.first_seq), state.last_seq + 1):
                     try:
                         message = await jetstream.get_msg(name, sequence)
                     except NotFoundError:
@@ -191,8 +206,8 @@ def test_an_export_has_everything_in_pages_of_any_size(curious: Points) -> None:
     baskets = [e.order for e in whole if e.HasField("order")]
     done = [e.activity for e in whole if e.HasField("activity")]
     assert [b.lines[0].sku for b in baskets] == [marker, marker]
-    assert [a.attributes["seats"] for a in done] == [marker, marker]
-    assert sorted(e.actor for e in whole) == ["loopback"] * 5 + ["points"] * 2
+    assert sorted(marker in a.attributes.values() for a in done) == [True] * 3
+    assert sorted(e.actor for e in whole) == ["GROUPS", *["loopback"] * 6, *["points"] * 2]
     for size in (1, 3, 1000):
         assert export(curious, member, size) == whole
     with refused(StatusCode.NOT_FOUND, "MEMBER_UNKNOWN"):
@@ -208,11 +223,11 @@ def test_what_is_erased_is_found_nowhere_and_the_books_stay(curious: Points) -> 
     house = curious.house
     plant(curious, member, marker)
     plant(curious, other, kept)
-    until(lambda: set(in_streams(house, marker)) >= {"ORDERS"})
+    until(lambda: set(in_streams(house, marker)) >= {"ORDERS", "GROUPS"})
     before, ledger = curious.balance(member), [e.transaction for e in export(curious, member)]
     request_id = fresh("erase")
     answer = erase(curious, member, request_id)
-    assert (answer.notes, answer.sources, answer.events) == (2, 4, 9)
+    assert (answer.notes, answer.sources, answer.events) == (2, 5, 11)
     assert erase(curious, member, request_id) == answer
     assert in_tables(house, marker) == []
     until(lambda: in_streams(house, marker) == [] and in_streams(house, member) == [])
@@ -238,6 +253,115 @@ def test_an_erased_member_goes_on_and_repeats_get_their_first_answer(curious: Po
         curious.earn(member, order(600, curious.now, order_id=basket.order_id))
     assert curious.redeem(member, 5).balance.available == 0
     check_chain(curious.house, member)
+
+
+def exported(points: Points, member: str) -> pb.ExportMemberResponse:
+    return points.call(points.points.ExportMember, pb.ExportMemberRequest(member_id=member, page_size=1))
+
+
+def has_moved(points: Points, member: str) -> MemberMoved:
+    """Another service's fact, on which nothing is earned."""
+    made = MemberMoved(
+        member_id=member,
+        epoch=1,
+        version=1,
+        membership_id=fresh("membership"),
+        scheme_id="scheme-1",
+        from_group_id="group-6",
+        group_id="group-7",
+        reason=MEMBER_MOVE_REASON_OPERATOR,
+    )
+    made.occur_time.FromDatetime(points.now)
+    return made
+
+
+def test_an_export_has_the_open_holds_and_what_others_told(points: Points) -> None:
+    member = fresh("member")
+    points.adjust(member, 50)
+    assert not exported(points, member).holds
+    names = [place(points, member, amount).hold_id for amount in (1, 2, 3, 4)]
+    capture(points, member, names[0])
+    release(points, member, names[2])
+    opened = [read_hold(points, member, name) for name in (names[3], names[1])]
+    assert list(exported(points, member).holds) == opened
+    assert dict(exported(points, member).facts) == {}
+    asyncio.run(publish(points.house, has_moved(points, member)))
+    until(lambda: dict(exported(points, member).facts) == {"group.scheme-1": "group-7"})
+    assert list(exported(points, member).holds) == opened
+
+
+def test_a_member_of_whom_only_others_told_is_exported_and_erased(points: Points) -> None:
+    member, house = fresh("member"), points.house
+    asyncio.run(publish(house, has_moved(points, member)))
+    until(lambda: "members" in in_tables(house, member))
+    found = exported(points, member)
+    assert dict(found.facts) == {"group.scheme-1": "group-7"}
+    assert (found.balance, list(found.transactions)) == (pb.Balance(member_id=member), [])
+    erase(points, member)
+    until(lambda: in_streams(house, member) == [])
+
+
+def test_an_erased_order_is_refunded_by_amount_and_whole_but_not_by_line(points: Points) -> None:
+    member, basket, now = fresh("member"), order(2000, points.now), points.now
+    points.earn(member, basket)
+    by_line = a_refund(basket.order_id, now, lines={"1": 500})
+    first = refund(points, member, by_line)
+    erase(points, member)
+    with refused(StatusCode.INVALID_ARGUMENT, "LINE_UNKNOWN") as refusal:
+        refund(points, member, a_refund(basket.order_id, now, lines={"1": 100}))
+    assert refusal.metadata == {"line_id": "1"}
+    assert refund(points, member, by_line) == first
+    refund(points, member, a_refund(basket.order_id, now, 500))
+    assert points.balance(member).available == 10
+    with refused(StatusCode.FAILED_PRECONDITION, "REFUND_EXCEEDS_ORDER") as refusal:
+        refund(points, member, a_refund(basket.order_id, now, 1001))
+    assert refusal.metadata["refundable"] == "1000"
+    refund(points, member, a_refund(basket.order_id, now))
+    assert (points.balance(member).available, points.balance(member).growth) == (0, 0)
+    check_chain(points.house, member)
+
+
+def test_a_refund_that_waits_outlives_its_members_erasure(points: Points) -> None:
+    member, marker, house = fresh("member"), fresh("marker"), points.house
+    basket = order(2000, points.now)
+    points.adjust(member, 1)
+    early = OrderRefunded(member_id=member, refund=a_refund(basket.order_id, points.now, 500))
+    unknown = b"\xfa\x3e" + bytes([len(marker)]) + marker.encode()  # a field that nobody knows
+    asyncio.run(publish(house, early, unknown))
+    until(lambda: "refunds" in in_tables(house, basket.order_id))
+    assert in_streams(house, marker) == ["ORDERS"]
+    erase(points, member)
+    assert in_tables(house, marker) == []
+    until(lambda: in_streams(house, member) == [])
+    points.earn(member, basket)
+    assert kinds(points, member) == "ADJUST EARN REFUND"
+    assert points.balance(member).available == 16
+
+
+def test_erasing_reaches_a_refund_that_waited_in_vain(points: Points) -> None:
+    member, house, basket = fresh("member"), points.house, order(2000, points.now)
+    early = OrderRefunded(member_id=member, refund=a_refund(basket.order_id, points.now, 2001))
+    asyncio.run(publish(house, early))
+    until(lambda: in_tables(house, early.refund.refund_id) == ["refunds"])
+    points.earn(member, basket)
+    assert in_tables(house, early.refund.refund_id) == ["dead_letters"]
+    assert kinds(points, member) == "EARN"
+    erase(points, member)
+    assert in_tables(house, early.refund.refund_id) == []
+    until(lambda: in_streams(house, early.refund.refund_id) == [])
+
+
+def test_erasing_reaches_a_refused_event_of_a_member_otherwise_unknown(points: Points) -> None:
+    member, marker, house = fresh("member"), fresh("marker"), points.house
+    wrong = marked_order(marker, points)
+    wrong.total_minor += 1
+    asyncio.run(publish(house, OrderPaid(member_id=member, order=wrong)))
+    until(lambda: in_tables(house, marker) == ["dead_letters"])
+    erase(points, member)
+    assert in_tables(house, marker) == []
+    until(lambda: in_streams(house, marker) == [])
+    with refused(StatusCode.NOT_FOUND, "MEMBER_UNKNOWN"):
+        erase(points, member)
 
 
 def test_an_unknown_member_cannot_be_erased(points: Points) -> None:
@@ -275,11 +399,19 @@ def test_a_stale_sequence_deletes_nobody_elses_message(curious: Points) -> None:
     assert in_streams(house, marker) == ["ORDERS"]
 
 
-async def publish(house: House, paid: OrderPaid) -> None:
-    """As a brand does that knows nothing of us but the contract."""
+async def publish(house: House, event: Message, more: bytes = b"") -> None:
+    """As those do who know nothing of us but the contract."""
     client = await nats.connect(house.nats.url)
     try:
-        await client.jetstream().publish(OrderPaid.DESCRIPTOR.full_name, paid.SerializeToString())
+        body = event.SerializeToString() + more
+        async with asyncio.timeout(3 * TIMEOUT):
+            while True:
+                try:
+                    await client.jetstream().publish(event.DESCRIPTOR.full_name, body)
+                except NoStreamResponseError:  # the house has just started, and the stream is still to come
+                    await asyncio.sleep(0.1)
+                else:
+                    return
     finally:
         await client.close()
 

@@ -44,6 +44,8 @@ def test_the_service_role_cannot_change_a_ledger_fact(postgres: Postgres) -> Non
     asyncio.run(_run(service, "UPDATE transactions SET source = NULL"))
     for forbidden in (
         "UPDATE transactions SET available = 1",
+        "UPDATE transactions SET sold = NULL",
+        "UPDATE transactions SET reverses_transaction_id = NULL",
         "DELETE FROM transactions",
         "TRUNCATE transactions",
         "UPDATE meta SET epoch = 2",

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from google.protobuf.json_format import ParseDict
 from loyalty.activities.v1.activities_pb2 import Activity
 from loyalty.orders.v1.orders_pb2 import Order
+from loyalty.orders.v1.orders_pb2 import Refund as RefundMessage
 from loyalty.points.v1 import points_service_pb2 as pb
 
 from services.points import rules
 from services.points.domain.earning import Scope
+from services.points.domain.ledger import Clawback
+from services.points.domain.refunds import Refund
+from services.points.domain.tiers import Ladder
 from services.points.errors import ProgrammeInvalid, TotalMismatch
 from tests.support import order
 
@@ -32,12 +37,14 @@ def rule(**more: Any) -> dict[str, Any]:
     return {"rule_id": "rule", **common, **give, **more}
 
 
-def compiled(*earn_rules: dict[str, Any], time_zone: str = "Asia/Shanghai") -> rules.Programme:
-    message = {"time_zone": time_zone, "currency_code": "CNY", "earn_rules": earn_rules}
+def compiled(
+    *earn_rules: dict[str, Any], time_zone: str = "Asia/Shanghai", **programme: Any
+) -> rules.Programme:
+    message = {"time_zone": time_zone, "currency_code": "CNY", "earn_rules": earn_rules, **programme}
     return rules.compile_programme(ParseDict(message, pb.Programme()))
 
 
-def faults(*earn_rules: dict[str, Any], **programme: str) -> dict[str, str]:
+def faults(*earn_rules: dict[str, Any], **programme: Any) -> dict[str, str]:
     """What a programme is refused for, by field."""
     with pytest.raises(ProgrammeInvalid) as refusal:
         compiled(*earn_rules, **programme)
@@ -126,14 +133,53 @@ def test_growth_that_expires_is_refused() -> None:
     assert faults(lasting) == {"programme.earn_rules[0].expiry": "growth does not expire"}
 
 
+def ladder(*tiers: tuple[str, int]) -> dict[str, Any]:
+    rungs = [{"tier_id": tier, "growth": growth} for tier, growth in tiers]
+    return {"calendar_year": True, "tiers": rungs}
+
+
+@pytest.mark.parametrize("growth", [10, 9])
+def test_a_tier_that_takes_no_more_than_the_one_below_it_is_refused(growth: int) -> None:
+    assert faults(tier_ladder=ladder(("low", 5), ("middle", 10), ("high", growth))) == {
+        "programme.tier_ladder.tiers[2].growth": "must be more than the tier before takes"
+    }
+
+
+def test_two_tiers_of_one_name_are_refused() -> None:
+    assert faults(tier_ladder=ladder(("fan", 5), ("fan", 10))) == {
+        "programme.tier_ladder.tiers": "tier_id must be unique within the ladder"
+    }
+
+
 def test_every_fault_is_told_at_once() -> None:
-    found = faults(rule(when="1 +", multiplier="0.5"), rule(when="2"), time_zone="Nowhere/City")
+    found = faults(
+        rule(when="1 +", multiplier="0.5"),
+        rule(when="2"),
+        time_zone="Nowhere/City",
+        tier_ladder=ladder(("fan", 5), ("fan", 5)),
+    )
     assert found.keys() == {
         "programme.earn_rules[0].when",
         "programme.earn_rules[0].multiplier",
         "programme.earn_rules[1].when",
         "programme.time_zone",
+        "programme.tier_ladder.tiers[1].growth",
+        "programme.tier_ladder.tiers",
     }
+
+
+def test_a_programme_that_says_nothing_else_makes_debts_gives_a_week_of_grace_and_has_no_tiers() -> None:
+    terms = compiled().terms
+    assert (terms.clawback, terms.grace_days, terms.ladder) == (Clawback.DEBT, 7, None)
+    assert terms.transfers_per_day == 0
+    said = compiled(
+        clawback="CLAWBACK_BLOCK",
+        grace_days=3,
+        transfers_per_day=50,
+        tier_ladder={"rolling_days": 90, "grace_days": 5, "tiers": [{"tier_id": "fan", "growth": 5}]},
+    ).terms
+    assert (said.clawback, said.grace_days, said.transfers_per_day) == (Clawback.BLOCK, 3, 50)
+    assert said.ladder == Ladder((("fan", 5),), 90, 5, ZoneInfo("Asia/Shanghai"))
 
 
 def test_an_order_whose_total_is_not_its_parts_is_refused() -> None:
@@ -142,6 +188,28 @@ def test_an_order_whose_total_is_not_its_parts_is_refused() -> None:
     with pytest.raises(TotalMismatch) as refusal:
         rules.read_order(wrong)
     assert [violation.field for violation in refusal.value.violations] == ["order.total_minor"]
+
+
+@pytest.mark.parametrize(
+    ("what", "refund"),
+    [
+        ({"amount_minor": 900}, Refund(900)),
+        (
+            {"lines": {"lines": [{"line_id": "1", "amount_minor": 5}, {"line_id": "2", "amount_minor": 6}]}},
+            Refund(lines={"1": 5, "2": 6}),
+        ),
+        ({"all": True}, Refund(everything=True)),
+    ],
+)
+def test_a_refund_is_of_an_amount_or_of_lines_or_of_all_that_is_left(
+    what: dict[str, Any], refund: Refund
+) -> None:
+    told = {"order_id": "order", "refund_id": "one", "refund_time": "2026-06-17T02:29:00Z", **what}
+    read = rules.read_refund(ParseDict(told, RefundMessage()))
+    other = rules.read_refund(ParseDict(told | {"refund_id": "two"}, RefundMessage()))
+    assert (read["order_id"], read["refund_id"]) == ("order", "one")
+    assert (read["refund"], read["occur_time"]) == (refund, BEFORE_HALF_PAST_TEN)
+    assert read["body_hash"] != other["body_hash"]
 
 
 # --- what conditions give -----------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from math import lcm
 
 from services.points.domain.ledger import Expiry, Gain, Terms, Unit
 
+Number = int | Fraction
+
 
 class Scope(StrEnum):
     """What a rule looks at."""
@@ -50,9 +52,12 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What is earned on, in minor units: an order's lines and total, or an activity's amount as total."""
+    """What is earned on, in minor units: an order's lines and total, or an activity's amount as total.
 
-    lines: tuple[int, ...]
+    What refunds leave of a line is a fraction.
+    """
+
+    lines: tuple[Number, ...]
     total: int
 
 
@@ -93,7 +98,7 @@ def gains(
     `used_today` is what each rule with a daily cap gave the member on the fact's local day already.
     """
     whole = book.denominator
-    amounts: dict[str, int] = {}
+    amounts: dict[str, Number] = {}
     sound = [match for match in matches if not match.error]
     base = [match for match in sound if match.rule.multiplier is None]
     for match in base:
@@ -104,7 +109,7 @@ def gains(
         amounts[match.rule.rule_id] = _extra(book, match, applied, basis)
     counted = {match.rule.rule_id for match in (*applied, *_resolve_best(multipliers, amounts))}
 
-    running = dict.fromkeys(Unit, 0)
+    running: dict[Unit, Number] = dict.fromkeys(Unit, 0)
     result: list[Gain] = []
     for match in matches:
         rule = match.rule
@@ -121,22 +126,22 @@ def gains(
     return result
 
 
-def _base_amount(book: RuleBook, match: Match, basis: Basis) -> int:
+def _base_amount(book: RuleBook, match: Match, basis: Basis) -> Number:
     if match.rule.fixed is not None:
         return match.rule.fixed * book.denominator
     return book.rates[match.rule.rule_id] * _amount(match, basis)
 
 
-def _amount(match: Match, basis: Basis) -> int:
+def _amount(match: Match, basis: Basis) -> Number:
     if match.rule.scope is Scope.LINE:
         return sum(basis.lines[index] for index in match.lines)
     return basis.total
 
 
-def _extra(book: RuleBook, match: Match, applied: Sequence[Match], basis: Basis) -> int:
+def _extra(book: RuleBook, match: Match, applied: Sequence[Match], basis: Basis) -> Number:
     """(factor - 1) times what the applied `per` rules of the unit give on the part that matches."""
     multiplier = match.rule.multiplier or Fraction(1)
-    given = 0
+    given: Number = 0
     for other in applied:
         if other.rule.per is None or other.rule.unit is not match.rule.unit:
             continue
@@ -146,11 +151,13 @@ def _extra(book: RuleBook, match: Match, applied: Sequence[Match], basis: Basis)
         else:
             lines = match.lines & other.lines if other.rule.scope is Scope.LINE else match.lines
             given += rate * sum(basis.lines[index] for index in lines)
-    # Whole by construction: the denominator holds the multipliers' as a factor, and so does each rate.
-    return given * (multiplier.numerator - multiplier.denominator) // multiplier.denominator
+    # Of whole amounts whole by construction: the denominator has the multipliers' as a factor, as each rate.
+    extra = given * (multiplier.numerator - multiplier.denominator)
+    whole, rest = divmod(extra, multiplier.denominator)
+    return Fraction(extra, multiplier.denominator) if rest else whole
 
 
-def _resolve_best(matches: Sequence[Match], amounts: Mapping[str, int]) -> list[Match]:
+def _resolve_best(matches: Sequence[Match], amounts: Mapping[str, Number]) -> list[Match]:
     """All that add, and of those that say BEST, per unit, the one that gives most (the first of equals)."""
     chosen: dict[Unit, Match] = {}
     for match in matches:
@@ -161,7 +168,7 @@ def _resolve_best(matches: Sequence[Match], amounts: Mapping[str, int]) -> list[
     return [m for m in matches if not m.rule.best or chosen[m.rule.unit] is m]
 
 
-def _capped(rule: Rule, amount: int, used_today: int, whole: int) -> int:
+def _capped(rule: Rule, amount: Number, used_today: int, whole: int) -> Number:
     if rule.cap_per_order:
         amount = min(amount, rule.cap_per_order * whole)
     if rule.cap_per_day:

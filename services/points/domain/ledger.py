@@ -1,33 +1,26 @@
-"""What happens to a member, or why not. Pure: no clock, no database, no messages.
+"""A member's books: what is kept, how a posting changes it, and how a transaction is chained.
 
-Words: a *transaction* is one business fact with its *transfers*; a *lot* is what is left of one earn; what
-*falls due* (points that mature or expire) is posted before anything else touches the member.
+Pure: no clock, no database, no messages. What may be posted, or why not, is in `verbs` and `reversal`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from services.points.errors import (
-    BackdatingNeedsAdmin,
-    BalanceLimit,
-    InsufficientGrowth,
-    InsufficientPoints,
-    OccurTimeAhead,
-)
+from services.points.domain.calendar import add_months, local_midnight
+from services.points.domain.tiers import Ladder
+from services.points.errors import BalanceLimit
 
 MAX_BALANCE = 10**18
-MAX_AHEAD = timedelta(minutes=5)
-MAX_BACK = timedelta(days=30)
 HASH_VERSION = 1
 NEVER = datetime(9999, 12, 31, tzinfo=UTC)
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+NOTICES = (timedelta(days=30), timedelta(days=7))  # how long before points expire their member is told
 
 
 class Unit(StrEnum):
@@ -38,7 +31,11 @@ class Unit(StrEnum):
 
 
 class Account(StrEnum):
-    """One side of a transfer: a member's sub-account, or a counter-account of the issuer."""
+    """One side of a transfer: a member's sub-account, or a counter-account of the issuer.
+
+    OWED is what a member owes: it is stored as a positive number and, alone among the accounts, rises when
+    it is debited.
+    """
 
     AVAILABLE = "available"
     PENDING = "pending"
@@ -92,15 +89,25 @@ class Contribution:
 
 @dataclass(slots=True)
 class Lot:
-    """What is left of one earn. Named by the earning transaction's seq and a part number."""
+    """What is left of one credit. Named by the crediting transaction's seq and a part number."""
 
     seq: int
     part: int
     pending: bool
     available_at: datetime
     expires_at: datetime | None
+    amount: int
     remaining: int
+    held: int = 0
+    """Of what remains, what holds have pinned: it neither is spent nor expires."""
+    expired: int = 0
+    """Of what is gone, what expired unspent and was not taken back since."""
     stored: bool = False
+
+    @property
+    def name(self) -> tuple[int, int]:
+        """What it is called among the member's lots."""
+        return (self.seq, self.part)
 
     @property
     def spend_order(self) -> tuple[datetime, int, int]:
@@ -108,12 +115,54 @@ class Lot:
         return (self.expires_at or NEVER, self.seq, self.part)
 
     @property
-    def due_time(self) -> datetime | None:
-        """When something happens to it by itself."""
-        if not self.remaining:
+    def free(self) -> int:
+        """What no hold has pinned."""
+        return self.remaining - self.held
+
+    def expired_by(self, at: datetime) -> bool:
+        """Whether its points are gone at an instant."""
+        return self.expires_at is not None and self.expires_at <= at
+
+    def notices(self, after: datetime) -> list[datetime]:
+        """When its member is still to be told that it expires."""
+        ends = self.expires_at
+        return [] if ends is None else [ends - ahead for ahead in NOTICES if ends - ahead > after]
+
+    def due_time(self, told: datetime) -> datetime | None:
+        """When something happens to it by itself; `told` is until when notices were given."""
+        if not self.free or (self.expires_at is None and not self.pending):
             return None
-        times = [self.expires_at, self.available_at if self.pending else None]
-        return min((time for time in times if time is not None), default=None)
+        times = self.notices(told)
+        if self.expires_at is not None:
+            times.append(self.expires_at)
+        if self.pending:
+            times.append(self.available_at)
+        return min(times)
+
+
+class HoldState(StrEnum):
+    """What became of a hold."""
+
+    PLACED = "PLACED"
+    CAPTURED = "CAPTURED"
+    RELEASED = "RELEASED"
+    EXPIRED = "EXPIRED"
+
+
+@dataclass(slots=True)
+class Hold:
+    """Points set aside for an order in checkout. Named by the placing transaction's seq."""
+
+    seq: int
+    hold_id: str
+    reference_id: str
+    amount: int
+    expire_time: datetime
+    pins: dict[tuple[int, int], int]
+    """How much of which lot; it stays as it was placed."""
+    state: HoldState = HoldState.PLACED
+    captured: int = 0
+    stored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +181,14 @@ class Expiry:
         return local_midnight(last + timedelta(days=1), zone)
 
 
+class Clawback(StrEnum):
+    """What becomes of the part of a taken back credit that the member has spent."""
+
+    DEBT = "DEBT"
+    CLAMP = "CLAMP"
+    BLOCK = "BLOCK"
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """How a programme treats what is earned, whatever rule gave it."""
@@ -141,6 +198,12 @@ class Terms:
     currency_code: str
     expiry: Expiry | None
     pending_days: int
+    clawback: Clawback = Clawback.DEBT
+    grace_days: int = 7
+    """Local days that returned points live whose lot has expired."""
+    transfers_per_day: int = 0
+    """Points that a member may give away on a local day; 0: none."""
+    ladder: Ladder | None = None
 
     def local_day(self, at: datetime) -> date:
         """The programme's local day of an instant."""
@@ -157,6 +220,35 @@ class Gain:
     expiry: Expiry | None = None
     counts_against_day: bool = False
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What another service told of a member, in the state of its latest event."""
+
+    name: str
+    value: str
+    holds_from: datetime
+    holds_until: datetime | None
+    epoch: int
+    version: int
+    begun: tuple[int, int] = (0, 0)
+    """Epoch and version of the event that told how it began; of none where only its end is known."""
+    unless: str = ""
+    """What it is about that, told later than the beginning, suspends this."""
+
+    def with_(self, other: Fact) -> Fact:
+        """What two events tell together, whichever came first.
+
+        The newer counts; if it only says that it ended, what it was until then is as the older one tells.
+        """
+        last = max(self, other, key=lambda fact: (fact.epoch, fact.version))
+        first = max(self, other, key=lambda fact: fact.begun)
+        return replace(first, holds_until=last.holds_until, epoch=last.epoch, version=last.version)
+
+    def holds_at(self, at: datetime) -> bool:
+        """Whether it is so at an instant."""
+        return self.holds_from <= at and (self.holds_until is None or at < self.holds_until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,14 +300,41 @@ class Posting:
     transfers: list[Transfer] = field(default_factory=list)
     contributions: list[Contribution] = field(default_factory=list)
     lots: list[Lot] = field(default_factory=list)
-    uses: list[tuple[Lot, int]] = field(default_factory=list)
+    """New ones, each with its whole amount."""
+    uses: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Taken from lots by name; negative where it was given back."""
+    pins: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Pinned by a hold; negative where it came loose."""
+    expired: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Gone unspent; negative where that was taken back."""
     matured: list[Lot] = field(default_factory=list)
+    hold: Hold | None = None
+    """The hold that was placed or closed, as it is afterwards."""
+    growth_day: date | None = None
+    """The local day whose growth changes, if it is not that of the transaction."""
     programme_version: int = 0
+
+    def move(self, unit: Unit, debit: Account, credit: Account, amount: int) -> None:
+        """Adds a transfer; none of nothing."""
+        if amount:
+            self.transfers.append(Transfer(unit, debit, credit, amount))
+
+    def use(self, lot: Lot, amount: int) -> None:
+        """Takes from a lot, or gives back to it."""
+        _count(self.uses, lot.name, amount)
+
+
+def _count(counters: dict[tuple[int, int], int], name: tuple[int, int], amount: int) -> None:
+    total = counters.get(name, 0) + amount
+    if total:
+        counters[name] = total
+    else:
+        counters.pop(name, None)
 
 
 @dataclass(slots=True)
 class Member:
-    """A member's state while a transaction folds over it. `lots` are the live ones that are loaded."""
+    """A member's state while a transaction folds over it. `lots` and `holds` are those that are loaded."""
 
     member_id: str
     balances: dict[Account, int]
@@ -224,16 +343,46 @@ class Member:
     head_hash: bytes = b""
     version: int = 0
     tier: str = ""
+    tier_until: datetime | None = None
+    """Until when the tier is held at least; None while it cannot be lost."""
     last_time: datetime = LONG_AGO
+    """When something last happened to the member: everything due until then is done."""
+    told_until: datetime = LONG_AGO
+    """Until when the member was told what will expire."""
     next_due_time: datetime | None = None
+    facts: dict[str, Fact] = field(default_factory=dict)
+    """What other services told, by what it is about."""
+    waiting: int = 0
+    """Refunds that came before their orders."""
     lots: list[Lot] = field(default_factory=list)
+    holds: list[Hold] = field(default_factory=list)
+    growth_days: dict[date, int] | None = None
+    """Growth per local day of the tier's window; None where it is not loaded."""
     unloaded_due_time: datetime | None = None
-    """When the first of the lots that are not loaded falls due; whoever loads them takes it away."""
+    """When the first of what is not loaded falls due; whoever loads it takes this away."""
 
     @property
     def available(self) -> int:
         """Points that can be spent."""
         return self.balances[Account.AVAILABLE]
+
+    @property
+    def owed(self) -> int:
+        """Points that later credits pay first."""
+        return self.balances[Account.OWED]
+
+    def lot(self, name: tuple[int, int]) -> Lot:
+        """A loaded lot."""
+        return next(lot for lot in self.lots if lot.name == name)
+
+    def told(self, at: datetime) -> dict[str, str]:
+        """The facts that hold at an instant, for the rules."""
+        so = {about: fact for about, fact in self.facts.items() if fact.holds_at(at)}
+        return {
+            fact.name: fact.value
+            for fact in so.values()
+            if fact.name and so.get(fact.unless, fact).begun <= fact.begun
+        }
 
     def snapshot(self) -> Balances:
         """The balances as they stand."""
@@ -248,20 +397,35 @@ class Member:
         )
 
     def apply(self, posting: Posting) -> None:
-        """Moves balances and lots; the only place that does."""
+        """Moves balances, lots and holds; the only place that does."""
         for transfer in posting.transfers:
-            if transfer.debit in self.balances:
-                self.balances[transfer.debit] -= transfer.amount
-            if transfer.credit in self.balances:
-                self.balances[transfer.credit] += transfer.amount
-                if posting.kind is TransactionKind.EARN and transfer.unit is Unit.POINTS:
-                    self.lifetime_earned += transfer.amount
-        for lot, amount in posting.uses:
-            lot.remaining -= amount
+            self._move(transfer)
+        self.lots.extend(posting.lots)
+        if posting.uses or posting.pins or posting.expired:
+            for lot in self.lots:
+                name = lot.name
+                lot.remaining -= posting.uses.get(name, 0)
+                lot.held += posting.pins.get(name, 0)
+                lot.expired += posting.expired.get(name, 0)
         for lot in posting.matured:
             lot.pending = False
-        self.lots.extend(posting.lots)
-        times = [self.unloaded_due_time, *(lot.due_time for lot in self.lots)]
+        if posting.hold is not None:
+            self.holds = [hold for hold in self.holds if hold.seq != posting.hold.seq] + [posting.hold]
+        self.look_ahead()
+
+    def _move(self, transfer: Transfer) -> None:
+        amount = transfer.amount
+        for account, signed in ((transfer.debit, -amount), (transfer.credit, amount)):
+            if account in self.balances:
+                self.balances[account] += -signed if account is Account.OWED else signed
+            elif account is Account.ISSUER_EARNED and transfer.unit is Unit.POINTS:
+                self.lifetime_earned -= signed
+
+    def look_ahead(self) -> None:
+        """Works out when something next happens to the member by itself."""
+        times = [self.unloaded_due_time, self.tier_until]
+        times += [lot.due_time(self.told_until) for lot in self.lots]
+        times += [hold.expire_time for hold in self.holds if hold.state is HoldState.PLACED]
         self.next_due_time = min((time for time in times if time is not None), default=None)
 
 
@@ -271,111 +435,8 @@ def new_member(member_id: str) -> Member:
     return Member(member_id, dict.fromkeys(accounts, 0))
 
 
-def check_occur_time(occur: datetime, now: datetime, *, may_backdate: bool) -> None:
-    """Facts may lie 5 minutes ahead and 30 days back. Raises OccurTimeAhead, BackdatingNeedsAdmin."""
-    if occur > now + MAX_AHEAD:
-        raise OccurTimeAhead(occur_time=occur.isoformat(), now=now.isoformat())
-    if occur < now - MAX_BACK and not may_backdate:
-        raise BackdatingNeedsAdmin(occur_time=occur.isoformat(), now=now.isoformat())
-
-
-def due(member: Member, at: datetime) -> Iterator[tuple[datetime, Posting]]:
-    """What has fallen due by `at`, in order of due time. Each posting must be applied before the next."""
-    while member.next_due_time is not None and member.next_due_time <= at:
-        moment = member.next_due_time
-        falling = [lot for lot in member.lots if lot.due_time == moment]
-        expired = [lot for lot in falling if lot.expires_at == moment]
-        if expired:
-            yield moment, _expire(expired)
-        else:
-            yield moment, _mature(falling)
-
-
-def _expire(lots: list[Lot]) -> Posting:
-    posting = Posting(TransactionKind.EXPIRE, uses=[(lot, lot.remaining) for lot in lots])
-    for account, pending in ((Account.AVAILABLE, False), (Account.PENDING, True)):
-        amount = sum(lot.remaining for lot in lots if lot.pending is pending)
-        if amount:
-            posting.transfers.append(Transfer(Unit.POINTS, account, Account.ISSUER_EXPIRED, amount))
-    return posting
-
-
-def _mature(lots: list[Lot]) -> Posting:
-    amount = sum(lot.remaining for lot in lots)
-    transfers = [Transfer(Unit.POINTS, Account.PENDING, Account.AVAILABLE, amount)] if amount else []
-    return Posting(TransactionKind.MATURE, transfers=transfers, matured=lots)
-
-
-def earn(member: Member, gains: Sequence[Gain], terms: Terms, occur: datetime) -> Posting:
-    """Credits what the rules give: a lot for each expiry among the points, growth at once."""
-    posting = Posting(TransactionKind.EARN, programme_version=terms.version)
-    posting.contributions = [Contribution(g.rule_id, g.unit, g.amount, g.error) for g in gains]
-    lots: dict[datetime | None, int] = {}
-    growth = 0
-    day = terms.local_day(occur)
-    for gain in gains:
-        if gain.unit is Unit.GROWTH:
-            growth += gain.amount
-        elif gain.amount:
-            expiry = gain.expiry or terms.expiry
-            ends = expiry.ends(day, terms.zone) if expiry else None
-            lots[ends] = lots.get(ends, 0) + gain.amount
-    pending = terms.pending_days > 0
-    usable = local_midnight(day + timedelta(days=terms.pending_days), terms.zone) if pending else occur
-    for part, (ends, amount) in enumerate(lots.items()):
-        posting.lots.append(Lot(member.seq + 1, part, pending, usable, ends, amount))
-    points = sum(lots.values())
-    if points:
-        account = Account.PENDING if pending else Account.AVAILABLE
-        posting.transfers.append(Transfer(Unit.POINTS, Account.ISSUER_EARNED, account, points))
-    if growth:
-        posting.transfers.append(Transfer(Unit.GROWTH, Account.ISSUER_EARNED, Account.GROWTH, growth))
-    _check_limit(member, points, growth)
-    return posting
-
-
-def redeem(member: Member, amount: int) -> Posting:
-    """Takes points from the lots that expire first. Raises InsufficientPoints."""
-    posting = Posting(TransactionKind.REDEEM, uses=_take(member, amount))
-    posting.transfers.append(Transfer(Unit.POINTS, Account.AVAILABLE, Account.ISSUER_REDEEMED, amount))
-    return posting
-
-
-def adjust(member: Member, unit: Unit, amount: int, terms: Terms, occur: datetime) -> Posting:
-    """Corrects a balance by a signed amount. Raises InsufficientPoints, InsufficientGrowth, BalanceLimit."""
-    posting = Posting(TransactionKind.ADJUST, programme_version=terms.version)
-    account = Account.AVAILABLE if unit is Unit.POINTS else Account.GROWTH
-    if amount > 0:
-        posting.transfers.append(Transfer(unit, Account.ISSUER_ADJUSTED, account, amount))
-        if unit is Unit.POINTS:
-            ends = terms.expiry.ends(terms.local_day(occur), terms.zone) if terms.expiry else None
-            posting.lots.append(Lot(member.seq + 1, 0, False, occur, ends, amount))
-        _check_limit(member, amount if unit is Unit.POINTS else 0, amount if unit is Unit.GROWTH else 0)
-        return posting
-    if unit is Unit.POINTS:
-        posting.uses = _take(member, -amount)
-    elif member.balances[Account.GROWTH] < -amount:
-        raise InsufficientGrowth(growth=member.balances[Account.GROWTH], requested=-amount)
-    posting.transfers.append(Transfer(unit, account, Account.ISSUER_ADJUSTED, -amount))
-    return posting
-
-
-def _take(member: Member, amount: int) -> list[tuple[Lot, int]]:
-    if amount > member.available:
-        raise InsufficientPoints(available=member.available, requested=amount)
-    uses: list[tuple[Lot, int]] = []
-    missing = amount
-    for lot in sorted((lot for lot in member.lots if not lot.pending), key=lambda lot: lot.spend_order):
-        if not missing:
-            break
-        taken = min(missing, lot.remaining)
-        if taken:
-            uses.append((lot, taken))
-            missing -= taken
-    return uses
-
-
-def _check_limit(member: Member, points: int, growth: int) -> None:
+def check_limit(member: Member, points: int, growth: int) -> None:
+    """Raises BalanceLimit where a credit would pass the largest balance that is kept."""
     held = sum(member.balances[a] for a in (Account.AVAILABLE, Account.PENDING, Account.HELD))
     most = max(held + points, member.balances[Account.GROWTH] + growth, member.lifetime_earned + points)
     if most > MAX_BALANCE:
@@ -428,18 +489,6 @@ def transaction_hash(previous: bytes, transaction: Transaction) -> bytes:
     ]
     encoded = [text.encode() for text in fields]
     return hashlib.sha256(previous + b"".join(b"%d:%b," % (len(e), e) for e in encoded)).digest()
-
-
-def add_months(day: date, months: int) -> date:
-    """The same day of a later month, or that month's last (31 January + 1 month = 28 or 29 February)."""
-    year, month = divmod(day.year * 12 + day.month - 1 + months, 12)
-    following = date(year + month // 11, (month + 1) % 12 + 1, 1)
-    return date(year, month + 1, min(day.day, (following - timedelta(days=1)).day))
-
-
-def local_midnight(day: date, zone: ZoneInfo) -> datetime:
-    """The first instant of a local day, in UTC."""
-    return datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC)
 
 
 def _micros(at: datetime) -> str:

@@ -1,7 +1,7 @@
 """Every SQL statement of the service, and rows to domain and back."""
 
-from services.points.store.batch import Changes, Entry, Seen, Wanted, lock, save
-from services.points.store.boxes import INBOX, INBOX_KEPT, OUTBOX, OUTBOX_KEPT, REQUESTS
+from services.points.store.batch import load_growth, lock, save
+from services.points.store.boxes import DEAD_LETTERS, INBOX, INBOX_KEPT, OUTBOX, OUTBOX_KEPT, REQUESTS
 from services.points.store.erasure import erase
 from services.points.store.programmes import (
     add_programme,
@@ -16,14 +16,18 @@ from services.points.store.reads import (
     caps,
     due_members,
     epoch,
+    find_hold,
     find_transaction,
+    open_holds,
     page,
     read_members,
 )
 from services.points.store.rows import BALANCES, to_transaction
+from services.points.store.wanted import Changes, Entry, RefundRow, Seen, Sold, Wanted
 
 __all__ = [
     "BALANCES",
+    "DEAD_LETTERS",
     "INBOX",
     "INBOX_KEPT",
     "OUTBOX",
@@ -32,7 +36,9 @@ __all__ = [
     "Changes",
     "Entry",
     "Filter",
+    "RefundRow",
     "Seen",
+    "Sold",
     "Wanted",
     "add_programme",
     "any_transaction",
@@ -40,10 +46,13 @@ __all__ = [
     "due_members",
     "epoch",
     "erase",
+    "find_hold",
     "find_transaction",
     "head_version",
+    "load_growth",
     "lock",
     "lock_last_programme",
+    "open_holds",
     "page",
     "programme",
     "programme_page",

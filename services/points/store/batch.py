@@ -1,85 +1,40 @@
-"""What a batch of commands sees under the lock, and what it writes: a statement per table."""
+"""Reading what a batch of commands sees under the lock, and writing what it did: a statement per table."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Any
 
 import sqlalchemy as sa
+from loyalty.orders.v1.orders_pb2 import OrderRefunded
 from sqlalchemy.dialects.postgresql import insert
 
+from services.chassis.consumer import Delivery
 from services.chassis.database import Connection, Insert, Row, Statement, columns, insert_rows, rows_of
 from services.chassis.ids import bucket
-from services.chassis.inbox import InboxKey
 from services.points import tables as t
-from services.points.domain.ledger import HASH_VERSION, Lot, Member, Transaction
-from services.points.store.boxes import INBOX
+from services.points.domain.ledger import HASH_VERSION, Account, Hold, Member
+from services.points.store.boxes import DEAD_LETTERS, INBOX
+from services.points.store.past import load_past
 from services.points.store.programmes import head_version_at
 from services.points.store.rows import (
     BALANCES,
     LOT,
+    facts_json,
     given_members,
     keyed,
     keys,
     member_row,
+    to_hold,
     to_lot,
     to_member,
     to_transaction,
 )
+from services.points.store.wanted import Changes, Entry, RefundRow, Seen, Wanted
 
-
-@dataclass(slots=True)
-class Wanted:
-    """What a batch needs to see under the lock."""
-
-    credits: set[str] = field(default_factory=set)  # members to whom something may come
-    debits: set[str] = field(default_factory=set)
-    requests: set[tuple[str, str]] = field(default_factory=set)
-    orders: set[tuple[str, str]] = field(default_factory=set)
-    activities: set[tuple[str, str]] = field(default_factory=set)
-    events: list[InboxKey] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Seen:
-    """What the database says, locked until commit."""
-
-    members: dict[str, Member]
-    head: int | None
-    """The version of the programme in force; None too where no member was there to be locked."""
-    requests: dict[tuple[str, str], Transaction] = field(default_factory=dict)
-    orders: dict[tuple[str, str], tuple[Transaction, bytes]] = field(default_factory=dict)
-    activities: dict[tuple[str, str], tuple[Transaction, bytes]] = field(default_factory=dict)
-    events: set[tuple[str, ...]] = field(default_factory=set)
-    caps: dict[tuple[str, date], dict[str, int]] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Entry:
-    """A new transaction with what is kept beside it."""
-
-    transaction: Transaction
-    source: bytes | None = None
-    source_hash: bytes | None = None
-    facts: Mapping[str, Any] | None = None
-    note: str = ""
-    uses: Sequence[tuple[Lot, int]] = ()
-
-
-@dataclass(slots=True)
-class Changes:
-    """What a batch did."""
-
-    members: list[Member] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
-    lots: list[tuple[str, Lot]] = field(default_factory=list)  # touched, by member
-    caps: dict[tuple[str, str, date], int] = field(default_factory=dict)  # added, by member and rule
-    growth: dict[tuple[str, date], int] = field(default_factory=dict)  # added, by member
-    unborn: list[str] = field(default_factory=list)  # members made for the lock to whom nothing came
-    events: list[InboxKey] = field(default_factory=list)
+REFUNDED = OrderRefunded.DESCRIPTOR.full_name
 
 
 def _statements_about_members() -> dict[str, Statement]:
@@ -103,6 +58,16 @@ def _statements_about_members() -> dict[str, Statement]:
             sa.select(t.lots.c.member_id, *(t.lots.c[name] for name in LOT))
             .join_from(given, t.lots, mine(t.lots))
             .where(t.lots.c.remaining > 0)
+        ),
+        "holds": Statement(
+            sa.select(t.holds)
+            .join_from(given, t.holds, mine(t.holds))
+            .where(t.holds.c.state == sa.literal_column("'PLACED'"))
+        ),
+        "growth": Statement(
+            sa.select(t.growth_days.c.member_id, t.growth_days.c.day, t.growth_days.c.amount)
+            .join_from(given, t.growth_days, mine(t.growth_days))
+            .where(t.growth_days.c.day >= sa.bindparam("since", type_=sa.Date))
         ),
     }
 
@@ -128,29 +93,61 @@ def _known_statement() -> Statement:
 
 
 # What a first answer is made of; not the stored order, which may be long.
-_FIRST_ANSWER = [column for column in t.transactions.c if column.name not in ("source", "facts")]
+_FIRST_ANSWER = [column for column in t.transactions.c if column.name not in ("source", "sold")]
 _KNOWN = _known_statement()
 
 
 async def lock(connection: Connection, wanted: Wanted, at: datetime) -> Seen:
     """Locks the members in order, then reads what the batch may depend on.
 
-    Members with credits are made if they are not there. Lots are loaded where something is taken or due.
+    Members with credits are made if they are not there. Lots and open holds are loaded where something is
+    taken or due, or where a refund waits for its order.
     """
     rows = await _lock_members(connection, wanted, at)
     members = {row["member_id"]: to_member(row) for row in rows}
-    needing = [
-        m
-        for m in members.values()
-        if m.seq and (m.member_id in wanted.debits or (m.next_due_time is not None and m.next_due_time <= at))
-    ]
-    for member in needing:
-        member.unloaded_due_time = None
-    for row in await _MEMBERS["lots"].fetch_rows(connection, keys(m.member_id for m in needing)):
-        members[row["member_id"]].lots.append(to_lot([row[name] for name in LOT]))
+    await _load_lots(connection, [m for m in members.values() if m.seq and _needs_lots(m, wanted, at)])
     seen = Seen(members, head=rows[0]["head_version"] if rows else None)
     if wanted.events:
         seen.events = await INBOX.known(connection, wanted.events)
+    await _load_known(connection, wanted, seen)
+    waiting = {(member, order) for member, order in wanted.orders if _waits(members.get(member))}
+    if wanted.refunded or wanted.pasts or wanted.pasts_by_request or wanted.holds or waiting:
+        await load_past(connection, wanted, waiting, seen)
+    return seen
+
+
+def _waits(member: Member | None) -> bool:
+    return member is not None and member.waiting > 0
+
+
+def _needs_lots(member: Member, wanted: Wanted, at: datetime) -> bool:
+    due = member.next_due_time is not None and member.next_due_time <= at
+    return member.member_id in wanted.debits or due or _waits(member)
+
+
+async def _load_lots(connection: Connection, members: Sequence[Member]) -> None:
+    by_id = {member.member_id: member for member in members}
+    for member in members:
+        member.unloaded_due_time = None
+    for row in await _MEMBERS["lots"].fetch_rows(connection, keys(by_id)):
+        by_id[row["member_id"]].lots.append(to_lot([row[name] for name in LOT]))
+    holding = [m.member_id for m in members if m.balances[Account.HELD]]
+    for row in await _MEMBERS["holds"].fetch_rows(connection, keys(holding)):
+        by_id[row["member_id"]].holds.append(to_hold(row))
+
+
+async def load_growth(connection: Connection, members: Sequence[Member], since: date) -> None:
+    """Loads the members' growth per local day, from a day on."""
+    by_id = {member.member_id: member for member in members}
+    for member in members:
+        member.growth_days = {}
+    for row in await _MEMBERS["growth"].fetch_rows(connection, keys(by_id), since=since):
+        days = by_id[row["member_id"]].growth_days
+        assert days is not None  # noqa: S101 - made above
+        days[row["day"]] = row["amount"]
+
+
+async def _load_known(connection: Connection, wanted: Wanted, seen: Seen) -> None:
     ways = {"request": wanted.requests, "order": wanted.orders, "activity": wanted.activities}
     arguments = {
         f"{way}_{column}": values
@@ -166,7 +163,6 @@ async def lock(connection: Connection, wanted: Wanted, at: datetime) -> Seen:
                 seen.orders[row["member_id"], row["order_id"]] = (transaction, row["source_hash"])
             case _:
                 seen.activities[row["member_id"], row["activity_id"]] = (transaction, row["source_hash"])
-    return seen
 
 
 async def _lock_members(connection: Connection, wanted: Wanted, at: datetime) -> list[Row]:
@@ -188,7 +184,10 @@ _ADD_TRANSACTIONS = Insert(t.transactions)
 _ADD_LOTS = Insert(t.lots)
 _ADD_USES = Insert(t.lot_uses)
 _ADD_NOTES = Insert(t.notes)
-_MEMBER_STATE = (*BALANCES, "seq", "head_hash", "version", "last_time", "next_due_time")
+_MEMBER_STATE = (
+    *(*BALANCES, "seq", "head_hash", "version", "tier", "tier_until", "waiting"),
+    *("last_time", "next_due_time"),
+)
 
 
 def _update_members() -> Statement:
@@ -203,13 +202,50 @@ def _update_members() -> Statement:
 
 
 def _update_lots() -> Statement:
-    names = ("bucket", "member_id", "seq", "part", "pending", "remaining")
+    names = ("bucket", "member_id", "seq", "part", "pending", "remaining", "held", "expired")
     given = rows_of(**{name: t.lots.c[name].type for name in names})
     return Statement(
         sa.update(t.lots)
         .where(*(t.lots.c[name] == given.c[name] for name in names[:4]))
-        .values(pending=given.c.pending, remaining=given.c.remaining)
+        .values({name: given.c[name] for name in names[4:]})
     )
+
+
+def _update_facts() -> Statement:
+    given = rows_of(bucket=sa.SmallInteger, member_id=sa.Text, facts=sa.Text)
+    c = t.members.c
+    return Statement(
+        sa.update(t.members)
+        .where(c.bucket == given.c.bucket, c.member_id == given.c.member_id)
+        .values(facts=sa.cast(given.c.facts, c.facts.type))
+    )
+
+
+def _update_holds() -> Statement:
+    names = ("bucket", "member_id", "seq", "state", "captured")
+    given = rows_of(**{name: t.holds.c[name].type for name in names})
+    return Statement(
+        sa.update(t.holds)
+        .where(*(t.holds.c[name] == given.c[name] for name in names[:3]))
+        .values(state=given.c.state, captured=given.c.captured)
+    )
+
+
+def _apply_refunds() -> Statement:
+    """Those that waited have their transaction now, and need not be kept as they came."""
+    names = ("bucket", "member_id", "order_id", "refund_id", "seq")
+    given = rows_of(**{name: t.refunds.c[name].type for name in names})
+    return Statement(
+        sa.update(t.refunds)
+        .where(*(t.refunds.c[name] == given.c[name] for name in names[:4]))
+        .values(seq=given.c.seq, body=None)
+    )
+
+
+def _drop_refunds() -> Statement:
+    names = ("bucket", "member_id", "order_id", "refund_id")
+    given = rows_of(**{name: t.refunds.c[name].type for name in names})
+    return Statement(sa.delete(t.refunds).where(*(t.refunds.c[name] == given.c[name] for name in names)))
 
 
 def _add_to(table: sa.Table, counter: str) -> Statement:
@@ -231,6 +267,12 @@ def _drop_unborn() -> Statement:
 _UPDATE_MEMBERS = _update_members()
 _DROP_UNBORN = _drop_unborn()
 _UPDATE_LOTS = _update_lots()
+_UPDATE_FACTS = _update_facts()
+_ADD_HOLDS = Insert(t.holds)
+_UPDATE_HOLDS = _update_holds()
+_ADD_REFUNDS = Insert(t.refunds)
+_APPLY_REFUNDS = _apply_refunds()
+_DROP_REFUNDS = _drop_refunds()
 _ADD_CAPS = _add_to(t.cap_uses, "used")
 _ADD_GROWTH = _add_to(t.growth_days, "amount")
 
@@ -240,37 +282,7 @@ async def save(connection: Connection, changes: Changes, received: datetime) -> 
     await _UPDATE_MEMBERS.execute_rows(connection, [member_row(m) for m in changes.members])
     await _ADD_TRANSACTIONS.rows(connection, [_transaction_row(entry) for entry in changes.entries])
     await _DROP_UNBORN.execute_rows(connection, keys(changes.unborn))
-    fresh = [(m, lot) for m, lot in changes.lots if not lot.stored]
-    touched = [(m, lot) for m, lot in changes.lots if lot.stored]
-    amounts = _original_amounts(changes)
-    await _ADD_LOTS.rows(
-        connection,
-        [
-            (
-                bucket(m),
-                m,
-                lot.seq,
-                lot.part,
-                lot.pending,
-                lot.available_at,
-                lot.expires_at,
-                lot.remaining + amounts.get((m, lot.seq, lot.part), 0),
-                lot.remaining,
-            )
-            for m, lot in fresh
-        ],
-    )
-    await _UPDATE_LOTS.execute_rows(
-        connection, [(bucket(m), m, lot.seq, lot.part, lot.pending, lot.remaining) for m, lot in touched]
-    )
-    await _ADD_USES.rows(
-        connection,
-        [
-            (bucket(tx.member_id), tx.member_id, tx.seq, lot.seq, lot.part, amount)
-            for tx, uses in ((entry.transaction, entry.uses) for entry in changes.entries)
-            for lot, amount in uses
-        ],
-    )
+    await _save_lots(connection, changes)
     await _ADD_CAPS.execute_rows(
         connection, [(bucket(m), m, rule, day, used) for (m, rule, day), used in sorted(changes.caps.items())]
     )
@@ -280,31 +292,102 @@ async def save(connection: Connection, changes: Changes, received: datetime) -> 
     await _ADD_NOTES.rows(
         connection,
         [
-            (
-                bucket(entry.transaction.member_id),
-                entry.transaction.member_id,
-                entry.transaction.seq,
-                entry.note,
-            )
-            for entry in changes.entries
+            (bucket(tx.member_id), tx.member_id, tx.seq, entry.note)
+            for tx, entry in ((entry.transaction, entry) for entry in changes.entries)
             if entry.note
         ],
     )
     await INBOX.add(connection, changes.events, received)
+    if changes.holds:
+        await _save_holds(connection, changes.holds)
+    if changes.refunds or changes.refused:
+        await _save_refunds(connection, changes)
+    if changes.facts:
+        told = [m for m in changes.members if m.member_id in changes.facts]
+        await _UPDATE_FACTS.execute_rows(
+            connection, [(bucket(m.member_id), m.member_id, facts_json(m.facts)) for m in told]
+        )
 
 
-def _original_amounts(changes: Changes) -> dict[tuple[str, int, int], int]:
-    """What this batch took from lots, so that a lot made and used in one batch keeps its amount."""
-    taken: dict[tuple[str, int, int], int] = {}
-    for entry in changes.entries:
-        for lot, amount in entry.uses:
-            key = (entry.transaction.member_id, lot.seq, lot.part)
-            taken[key] = taken.get(key, 0) + amount
-    return taken
+async def _save_lots(connection: Connection, changes: Changes) -> None:
+    await _ADD_LOTS.rows(
+        connection,
+        [
+            (
+                *(bucket(m), m, lot.seq, lot.part, lot.pending, lot.available_at, lot.expires_at),
+                *(lot.amount, lot.remaining, lot.held, lot.expired),
+            )
+            for m, lot in changes.lots
+            if not lot.stored
+        ],
+    )
+    await _UPDATE_LOTS.execute_rows(
+        connection,
+        [
+            (bucket(m), m, lot.seq, lot.part, lot.pending, lot.remaining, lot.held, lot.expired)
+            for m, lot in changes.lots
+            if lot.stored
+        ],
+    )
+    await _ADD_USES.rows(
+        connection,
+        [
+            (bucket(tx.member_id), tx.member_id, tx.seq, *name, amount)
+            for tx, uses in ((entry.transaction, entry.uses) for entry in changes.entries)
+            for name, amount in uses.items()
+        ],
+    )
+
+
+async def _save_holds(connection: Connection, holds: Sequence[tuple[str, Hold]]) -> None:
+    await _ADD_HOLDS.rows(
+        connection,
+        [
+            (
+                *(bucket(m), m, hold.seq, hold.hold_id, hold.reference_id, hold.amount, hold.expire_time),
+                json.dumps([(*name, amount) for name, amount in hold.pins.items()]),
+                *(hold.state, hold.captured),
+            )
+            for m, hold in holds
+            if not hold.stored
+        ],
+    )
+    await _UPDATE_HOLDS.execute_rows(
+        connection, [(bucket(m), m, hold.seq, hold.state, hold.captured) for m, hold in holds if hold.stored]
+    )
+
+
+async def _save_refunds(connection: Connection, changes: Changes) -> None:
+    await _ADD_REFUNDS.rows(connection, [_refund_row(row) for row in changes.refunds if not row.stored])
+    await _APPLY_REFUNDS.execute_rows(
+        connection, [(*_refund_key(row), row.seq) for row in changes.refunds if row.stored]
+    )
+    await _DROP_REFUNDS.execute_rows(
+        connection, [_refund_key(row) for row, _ in changes.refused if row.stored]
+    )
+    for row, refusal in changes.refused:
+        assert row.event is not None and row.body is not None  # noqa: PT018, S101 - it waited
+        _member, consumer, source, event_id, stream, stream_seq = row.event
+        letter = Delivery(REFUNDED, row.body, source, event_id, "", stream, stream_seq)
+        await DEAD_LETTERS.bury(connection, consumer, letter, refusal)
+
+
+def _refund_key(row: RefundRow) -> tuple[Any, ...]:
+    return (bucket(row.member_id), *row.key)
+
+
+def _refund_row(row: RefundRow) -> tuple[Any, ...]:
+    event, refund = row.event, row.refund
+    return (
+        *(*_refund_key(row), row.body_hash, refund.amount, json.dumps(dict(refund.lines))),
+        *(refund.everything, row.refund_time, row.seq),
+        *(event[1:] if event else (None,) * 5),
+        row.body if row.seq is None else None,
+    )
 
 
 def _transaction_row(entry: Entry) -> tuple[Any, ...]:
-    tx, b = entry.transaction, entry.transaction.balance
+    tx, b, sold = entry.transaction, entry.transaction.balance, entry.sold
     return (
         bucket(tx.member_id),
         tx.member_id,
@@ -333,5 +416,5 @@ def _transaction_row(entry: Entry) -> tuple[Any, ...]:
         tx.hash,
         entry.source_hash,
         entry.source,
-        None if entry.facts is None else json.dumps(entry.facts),
+        None if sold is None else json.dumps((sold.tier, sold.facts, sold.used, sold.total)),
     )

@@ -21,6 +21,21 @@ _ERASE_SOURCES = Statement(
 )
 
 
+def _erase_lines() -> Statement:
+    """Which lines were refunded tells what was bought; of an erased order their sum is enough."""
+    c = t.refunds.c
+    each = sa.func.jsonb_each_text(c.lines).table_valued("value")
+    sum_ = sa.select(sa.cast(sa.func.sum(sa.cast(each.c.value, sa.BigInteger)), sa.BigInteger))
+    return Statement(
+        sa.update(t.refunds)
+        .where(c.bucket == sa.bindparam("b"), c.member_id == sa.bindparam("member"))
+        .where(c.seq.is_not(None), c.lines != sa.literal_column("'{}'::jsonb"))
+        .values(amount=c.amount + sum_.scalar_subquery(), lines=sa.literal_column("'{}'::jsonb"))
+    )
+
+
+_ERASE_LINES = _erase_lines()
+
 # Events that were refused have no effect to find them by; but each begins with its member, field 1.
 _ERASE_REFUSED = Statement(
     sa.delete(t.dead_letters)
@@ -29,14 +44,15 @@ _ERASE_REFUSED = Statement(
 )
 
 
-async def erase(connection: Connection, member_id: str) -> tuple[int, int, int]:
-    """Removes a locked member's free text, sources and events. Returns how many of each."""
+async def erase(connection: Connection, member_id: str) -> tuple[int, int, int, int]:
+    """Removes a locked member's free text, sources, events and dead letters. Returns how many of each."""
     key = {"b": bucket(member_id), "member": member_id}
     notes = await _ERASE_NOTES.execute(connection, **key)
     sources = await _ERASE_SOURCES.execute(connection, **key)
+    await _ERASE_LINES.execute(connection, **key)
     events = await OUTBOX.erase(connection, member_id)
     received = await INBOX.of_member(connection, member_id)
     prefix = b"\x0a" + bytes([len(member_id)]) + member_id.encode()
-    received += await _ERASE_REFUSED.fetch(connection, prefix=prefix)
-    await OUTBOX.erase_later(connection, received)
-    return notes, sources, events
+    refused = await _ERASE_REFUSED.fetch(connection, prefix=prefix)
+    await OUTBOX.erase_later(connection, received + refused)
+    return notes, sources, events, len(refused)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
@@ -12,8 +12,18 @@ import sqlalchemy as sa
 from services.chassis.database import Connection, Row, Statement, rows_of
 from services.chassis.ids import bucket
 from services.points import tables as t
-from services.points.domain.ledger import Member, Transaction
-from services.points.store.rows import LOT, OF_MEMBER, given_members, keys, to_lot, to_member, to_transaction
+from services.points.domain.ledger import Hold, Member, Transaction
+from services.points.store.rows import (
+    HOLD,
+    LOT,
+    OF_MEMBER,
+    given_members,
+    keys,
+    to_hold,
+    to_lot,
+    to_member,
+    to_transaction,
+)
 
 
 def _cap_statement() -> Statement:
@@ -43,33 +53,79 @@ async def caps(
 
 
 def _read_statement() -> Statement:
-    """One statement, so that balances and lots are of one instant."""
+    """One statement, so that all of a member is of one instant. Holds and growth only where they are due."""
     given, mine = given_members()
+    at = sa.bindparam("at", type_=t.INSTANT)
     live = (
         sa.select(*(sa.func.array_agg(t.lots.c[name]).label(f"lot_{name}") for name in LOT))
         .where(mine(t.lots), t.lots.c.remaining > 0)
         .lateral("live")
     )
+    held = (
+        sa.select(*(sa.func.array_agg(t.holds.c[name]).label(f"hold_{name}") for name in HOLD))
+        .where(mine(t.holds), t.holds.c.state == sa.literal_column("'PLACED'"))
+        .where(t.members.c.held > 0, t.members.c.next_due_time <= at)
+        .lateral("held_points")
+    )
+    grown = (
+        sa.select(*(sa.func.array_agg(t.growth_days.c[n]).label(f"growth_{n}") for n in ("day", "amount")))
+        .where(mine(t.growth_days), t.members.c.tier_until <= at)
+        .lateral("grown")
+    )
     return Statement(
-        sa.select(t.members, live).join_from(given, t.members, mine(t.members)).join(live, sa.true())
+        sa.select(t.members, live, held, grown)
+        .join_from(given, t.members, mine(t.members))
+        .join(live, sa.true())
+        .join(held, sa.true())
+        .join(grown, sa.true())
     )
 
 
 _READ = _read_statement()
 
 
-async def read_members(connection: Connection, member_ids: Iterable[str]) -> dict[str, Member]:
-    """Members with their live lots, as of one instant, unlocked."""
+async def read_members(connection: Connection, member_ids: Iterable[str], at: datetime) -> dict[str, Member]:
+    """Members with their live lots, as of one instant, unlocked; with what is needed to see what is due."""
     members: dict[str, Member] = {}
-    for row in await _READ.fetch_rows(connection, keys(member_ids)):
-        if not row["seq"]:
-            continue
+    for row in await _READ.fetch_rows(connection, keys(member_ids), at=at):
         member = members[row["member_id"]] = to_member(row)
         member.unloaded_due_time = None
-        columns = [row[f"lot_{name}"] for name in LOT]
-        if columns[0] is not None:
-            member.lots = [to_lot(values) for values in zip(*columns, strict=True)]
+        member.lots = [to_lot(values) for values in _aggregated(row, "lot", LOT)]
+        member.holds = [
+            to_hold(dict(zip(HOLD, values, strict=True))) for values in _aggregated(row, "hold", HOLD)
+        ]
+        member.growth_days = dict(_aggregated(row, "growth", ("day", "amount")))
     return members
+
+
+def _aggregated(row: Row, prefix: str, names: Sequence[str]) -> Iterable[Any]:
+    columns = [row[f"{prefix}_{name}"] for name in names]
+    return [] if columns[0] is None else zip(*columns, strict=True)
+
+
+def _of_hold() -> tuple[sa.ColumnElement[bool], ...]:
+    return (t.holds.c.bucket == sa.bindparam("b"), t.holds.c.member_id == sa.bindparam("member"))
+
+
+_HOLD = Statement(sa.select(t.holds).where(*_of_hold(), t.holds.c.seq == sa.bindparam("seq_")))
+_OPEN_HOLDS = Statement(
+    sa.select(t.holds)
+    .where(*_of_hold(), t.holds.c.state == sa.literal_column("'PLACED'"))
+    .order_by(t.holds.c.seq.desc())
+    .limit(sa.bindparam("most", type_=sa.BigInteger))
+)
+
+
+async def find_hold(connection: Connection, member_id: str, seq: int) -> Hold | None:
+    """A member's hold by the number of its transaction, as it is stored."""
+    row = await _HOLD.fetch_one(connection, b=bucket(member_id), member=member_id, seq_=seq)
+    return None if row is None else to_hold(row)
+
+
+async def open_holds(connection: Connection, member_id: str, most: int) -> list[Hold]:
+    """A member's open holds, the latest first."""
+    rows = await _OPEN_HOLDS.fetch(connection, b=bucket(member_id), member=member_id, most=most)
+    return [to_hold(row) for row in rows]
 
 
 _WITH_NOTE = sa.select(t.transactions, t.notes.c.text).outerjoin(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,6 +16,9 @@ from services.points.domain.ledger import (
     Account,
     Balances,
     Contribution,
+    Fact,
+    Hold,
+    HoldState,
     Lot,
     Member,
     Transaction,
@@ -25,7 +29,8 @@ from services.points.domain.ledger import (
 
 BALANCES = ("available", "pending", "held", "owed", "growth", "lifetime_earned")
 MEMBER_ACCOUNTS = (Account.AVAILABLE, Account.PENDING, Account.HELD, Account.OWED, Account.GROWTH)
-LOT = ("seq", "part", "pending", "available_at", "expires_at", "remaining")
+LOT = ("seq", "part", "pending", "available_at", "expires_at", "amount", "remaining", "held", "expired")
+HOLD = ("seq", "hold_id", "reference_id", "amount", "expire_time", "pins", "state", "captured")
 OF_MEMBER = (
     t.transactions.c.bucket == sa.bindparam("b"),
     t.transactions.c.member_id == sa.bindparam("member"),
@@ -42,8 +47,57 @@ def given_members() -> tuple[sa.TableValuedAlias, Any]:
 
 def to_lot(values: Sequence[Any]) -> Lot:
     """A lot from the columns LOT."""
-    seq, part, pending, available_at, expires_at, remaining = values
-    return Lot(seq, part, pending, available_at, expires_at, remaining, stored=True)
+    lot = Lot(*values)
+    lot.stored = True
+    return lot
+
+
+def to_hold(row: Row | Mapping[str, Any]) -> Hold:
+    """A hold from its row."""
+    return Hold(
+        row["seq"],
+        row["hold_id"],
+        row["reference_id"],
+        row["amount"],
+        row["expire_time"],
+        {(seq, part): amount for seq, part, amount in json.loads(row["pins"])},
+        HoldState(row["state"]),
+        row["captured"],
+        stored=True,
+    )
+
+
+def to_facts(text: str) -> dict[str, Fact]:
+    """What other services told, as `facts_json` wrote it."""
+    if text == "{}":
+        return {}
+    return {
+        about: Fact(
+            name,
+            value,
+            datetime.fromisoformat(since),
+            datetime.fromisoformat(until) if until else None,
+            latest[0],
+            latest[1],
+            (begun[0], begun[1]),
+            unless,
+        )
+        for about, (name, value, since, until, latest, begun, unless) in json.loads(text).items()
+    }
+
+
+def facts_json(facts: Mapping[str, Fact]) -> str:
+    """What other services told, as it is stored."""
+    return json.dumps(
+        {
+            about: (
+                *(fact.name, fact.value, fact.holds_from.isoformat()),
+                fact.holds_until.isoformat() if fact.holds_until else None,
+                *((fact.epoch, fact.version), fact.begun, fact.unless),
+            )
+            for about, fact in facts.items()
+        }
+    )
 
 
 def keys(member_ids: Iterable[str]) -> list[tuple[int, str]]:
@@ -66,8 +120,12 @@ def to_member(row: Row) -> Member:
         row["head_hash"],
         row["version"],
         row["tier"],
+        row["tier_until"],
+        row["last_time"],
         row["last_time"],
         row["next_due_time"],
+        to_facts(row["facts"]),
+        row["waiting"],
         unloaded_due_time=row["next_due_time"],
     )
 
@@ -113,6 +171,9 @@ def member_row(m: Member) -> tuple[Any, ...]:
         m.seq,
         m.head_hash,
         m.version,
-        m.last_time,
+        m.tier,
+        m.tier_until,
+        m.waiting,
+        max(m.last_time, m.told_until),
         m.next_due_time,
     )

@@ -26,15 +26,15 @@ from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62uf/validate/validate.proto\x12\x0c\x62uf.validate\x1a google/protobuf/descriptor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"7\n\x04Rule\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\nexpression\x18\x03 \x01(\t\"/\n\x0cMessageRules\x12\x1f\n\x03\x63\x65l\x18\x03 \x03(\x0b\x32\x12.buf.validate.Rule\"\x1e\n\nOneofRules\x12\x10\n\x08required\x18\x01 \x01(\x08\"\xa4\x03\n\nFieldRules\x12\x1f\n\x03\x63\x65l\x18\x17 \x03(\x0b\x32\x12.buf.validate.Rule\x12\x10\n\x08required\x18\x19 \x01(\x08\x12$\n\x06ignore\x18\x1b \x01(\x0e\x32\x14.buf.validate.Ignore\x12)\n\x05int32\x18\x03 \x01(\x0b\x32\x18.buf.validate.Int32RulesH\x00\x12)\n\x05int64\x18\x04 \x01(\x0b\x32\x18.buf.validate.Int64RulesH\x00\x12+\n\x06string\x18\x0e \x01(\x0b\x32\x19.buf.validate.StringRulesH\x00\x12\'\n\x04\x65num\x18\x10 \x01(\x0b\x32\x17.buf.validate.EnumRulesH\x00\x12/\n\x08repeated\x18\x12 \x01(\x0b\x32\x1b.buf.validate.RepeatedRulesH\x00\x12%\n\x03map\x18\x13 \x01(\x0b\x32\x16.buf.validate.MapRulesH\x00\x12\x31\n\ttimestamp\x18\x16 \x01(\x0b\x32\x1c.buf.validate.TimestampRulesH\x00\x42\x06\n\x04type\"c\n\nInt32Rules\x12\x0c\n\x02lt\x18\x02 \x01(\x05H\x00\x12\r\n\x03lte\x18\x03 \x01(\x05H\x00\x12\x0c\n\x02gt\x18\x04 \x01(\x05H\x01\x12\r\n\x03gte\x18\x05 \x01(\x05H\x01\x42\x0b\n\tless_thanB\x0e\n\x0cgreater_than\"s\n\nInt64Rules\x12\x0c\n\x02lt\x18\x02 \x01(\x03H\x00\x12\r\n\x03lte\x18\x03 \x01(\x03H\x00\x12\x0c\n\x02gt\x18\x04 \x01(\x03H\x01\x12\r\n\x03gte\x18\x05 \x01(\x03H\x01\x12\x0e\n\x06not_in\x18\x07 \x03(\x03\x42\x0b\n\tless_thanB\x0e\n\x0cgreater_than\"@\n\x0bStringRules\x12\x0f\n\x07min_len\x18\x02 \x01(\x04\x12\x0f\n\x07max_len\x18\x03 \x01(\x04\x12\x0f\n\x07pattern\x18\x06 \x01(\t\"=\n\tEnumRules\x12\x14\n\x0c\x64\x65\x66ined_only\x18\x02 \x01(\x08\x12\n\n\x02in\x18\x03 \x03(\x05\x12\x0e\n\x06not_in\x18\x04 \x03(\x05\"n\n\rRepeatedRules\x12\x11\n\tmin_items\x18\x01 \x01(\x04\x12\x11\n\tmax_items\x18\x02 \x01(\x04\x12\x0e\n\x06unique\x18\x03 \x01(\x08\x12\'\n\x05items\x18\x04 \x01(\x0b\x32\x18.buf.validate.FieldRules\"o\n\x08MapRules\x12\x11\n\tmax_pairs\x18\x02 \x01(\x04\x12&\n\x04keys\x18\x04 \x01(\x0b\x32\x18.buf.validate.FieldRules\x12(\n\x06values\x18\x05 \x01(\x0b\x32\x18.buf.validate.FieldRules\"\xd7\x01\n\x0eTimestampRules\x12(\n\x02lt\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12)\n\x03lte\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12(\n\x02gt\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x01\x12)\n\x03gte\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x01\x42\x0b\n\tless_thanB\x0e\n\x0cgreater_than*M\n\x06Ignore\x12\x16\n\x12IGNORE_UNSPECIFIED\x10\x00\x12\x18\n\x14IGNORE_IF_ZERO_VALUE\x10\x01\x12\x11\n\rIGNORE_ALWAYS\x10\x03:M\n\x07message\x12\x1f.google.protobuf.MessageOptions\x18\x87\t \x01(\x0b\x32\x1a.buf.validate.MessageRules:G\n\x05oneof\x12\x1d.google.protobuf.OneofOptions\x18\x87\t \x01(\x0b\x32\x18.buf.validate.OneofRules:G\n\x05\x66ield\x12\x1d.google.protobuf.FieldOptions\x18\x87\t \x01(\x0b\x32\x18.buf.validate.FieldRules')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62uf/validate/validate.proto\x12\x0c\x62uf.validate\x1a google/protobuf/descriptor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"7\n\x04Rule\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\nexpression\x18\x03 \x01(\t\"/\n\x0cMessageRules\x12\x1f\n\x03\x63\x65l\x18\x03 \x03(\x0b\x32\x12.buf.validate.Rule\"\x1e\n\nOneofRules\x12\x10\n\x08required\x18\x01 \x01(\x08\"\xcd\x03\n\nFieldRules\x12\x1f\n\x03\x63\x65l\x18\x17 \x03(\x0b\x32\x12.buf.validate.Rule\x12\x10\n\x08required\x18\x19 \x01(\x08\x12$\n\x06ignore\x18\x1b \x01(\x0e\x32\x14.buf.validate.Ignore\x12)\n\x05int32\x18\x03 \x01(\x0b\x32\x18.buf.validate.Int32RulesH\x00\x12)\n\x05int64\x18\x04 \x01(\x0b\x32\x18.buf.validate.Int64RulesH\x00\x12\'\n\x04\x62ool\x18\r \x01(\x0b\x32\x17.buf.validate.BoolRulesH\x00\x12+\n\x06string\x18\x0e \x01(\x0b\x32\x19.buf.validate.StringRulesH\x00\x12\'\n\x04\x65num\x18\x10 \x01(\x0b\x32\x17.buf.validate.EnumRulesH\x00\x12/\n\x08repeated\x18\x12 \x01(\x0b\x32\x1b.buf.validate.RepeatedRulesH\x00\x12%\n\x03map\x18\x13 \x01(\x0b\x32\x16.buf.validate.MapRulesH\x00\x12\x31\n\ttimestamp\x18\x16 \x01(\x0b\x32\x1c.buf.validate.TimestampRulesH\x00\x42\x06\n\x04type\"c\n\nInt32Rules\x12\x0c\n\x02lt\x18\x02 \x01(\x05H\x00\x12\r\n\x03lte\x18\x03 \x01(\x05H\x00\x12\x0c\n\x02gt\x18\x04 \x01(\x05H\x01\x12\r\n\x03gte\x18\x05 \x01(\x05H\x01\x42\x0b\n\tless_thanB\x0e\n\x0cgreater_than\"s\n\nInt64Rules\x12\x0c\n\x02lt\x18\x02 \x01(\x03H\x00\x12\r\n\x03lte\x18\x03 \x01(\x03H\x00\x12\x0c\n\x02gt\x18\x04 \x01(\x03H\x01\x12\r\n\x03gte\x18\x05 \x01(\x03H\x01\x12\x0e\n\x06not_in\x18\x07 \x03(\x03\x42\x0b\n\tless_thanB\x0e\n\x0cgreater_than\"\x1a\n\tBoolRules\x12\r\n\x05\x63onst\x18\x01 \x01(\x08\"@\n\x0bStringRules\x12\x0f\n\x07min_len\x18\x02 \x01(\x04\x12\x0f\n\x07max_len\x18\x03 \x01(\x04\x12\x0f\n\x07pattern\x18\x06 \x01(\t\"=\n\tEnumRules\x12\x14\n\x0c\x64\x65\x66ined_only\x18\x02 \x01(\x08\x12\n\n\x02in\x18\x03 \x03(\x05\x12\x0e\n\x06not_in\x18\x04 \x03(\x05\"n\n\rRepeatedRules\x12\x11\n\tmin_items\x18\x01 \x01(\x04\x12\x11\n\tmax_items\x18\x02 \x01(\x04\x12\x0e\n\x06unique\x18\x03 \x01(\x08\x12\'\n\x05items\x18\x04 \x01(\x0b\x32\x18.buf.validate.FieldRules\"o\n\x08MapRules\x12\x11\n\tmax_pairs\x18\x02 \x01(\x04\x12&\n\x04keys\x18\x04 \x01(\x0b\x32\x18.buf.validate.FieldRules\x12(\n\x06values\x18\x05 \x01(\x0b\x32\x18.buf.validate.FieldRules\"\xd7\x01\n\x0eTimestampRules\x12(\n\x02lt\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12)\n\x03lte\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12(\n\x02gt\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x01\x12)\n\x03gte\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x01\x42\x0b\n\tless_thanB\x0e\n\x0cgreater_than*M\n\x06Ignore\x12\x16\n\x12IGNORE_UNSPECIFIED\x10\x00\x12\x18\n\x14IGNORE_IF_ZERO_VALUE\x10\x01\x12\x11\n\rIGNORE_ALWAYS\x10\x03:M\n\x07message\x12\x1f.google.protobuf.MessageOptions\x18\x87\t \x01(\x0b\x32\x1a.buf.validate.MessageRules:G\n\x05oneof\x12\x1d.google.protobuf.OneofOptions\x18\x87\t \x01(\x0b\x32\x18.buf.validate.OneofRules:G\n\x05\x66ield\x12\x1d.google.protobuf.FieldOptions\x18\x87\t \x01(\x0b\x32\x18.buf.validate.FieldRules')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'buf.validate.validate_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IGNORE']._serialized_start=1463
-  _globals['_IGNORE']._serialized_end=1540
+  _globals['_IGNORE']._serialized_start=1532
+  _globals['_IGNORE']._serialized_end=1609
   _globals['_RULE']._serialized_start=112
   _globals['_RULE']._serialized_end=167
   _globals['_MESSAGERULES']._serialized_start=169
@@ -42,19 +42,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ONEOFRULES']._serialized_start=218
   _globals['_ONEOFRULES']._serialized_end=248
   _globals['_FIELDRULES']._serialized_start=251
-  _globals['_FIELDRULES']._serialized_end=671
-  _globals['_INT32RULES']._serialized_start=673
-  _globals['_INT32RULES']._serialized_end=772
-  _globals['_INT64RULES']._serialized_start=774
-  _globals['_INT64RULES']._serialized_end=889
-  _globals['_STRINGRULES']._serialized_start=891
-  _globals['_STRINGRULES']._serialized_end=955
-  _globals['_ENUMRULES']._serialized_start=957
-  _globals['_ENUMRULES']._serialized_end=1018
-  _globals['_REPEATEDRULES']._serialized_start=1020
-  _globals['_REPEATEDRULES']._serialized_end=1130
-  _globals['_MAPRULES']._serialized_start=1132
-  _globals['_MAPRULES']._serialized_end=1243
-  _globals['_TIMESTAMPRULES']._serialized_start=1246
-  _globals['_TIMESTAMPRULES']._serialized_end=1461
+  _globals['_FIELDRULES']._serialized_end=712
+  _globals['_INT32RULES']._serialized_start=714
+  _globals['_INT32RULES']._serialized_end=813
+  _globals['_INT64RULES']._serialized_start=815
+  _globals['_INT64RULES']._serialized_end=930
+  _globals['_BOOLRULES']._serialized_start=932
+  _globals['_BOOLRULES']._serialized_end=958
+  _globals['_STRINGRULES']._serialized_start=960
+  _globals['_STRINGRULES']._serialized_end=1024
+  _globals['_ENUMRULES']._serialized_start=1026
+  _globals['_ENUMRULES']._serialized_end=1087
+  _globals['_REPEATEDRULES']._serialized_start=1089
+  _globals['_REPEATEDRULES']._serialized_end=1199
+  _globals['_MAPRULES']._serialized_start=1201
+  _globals['_MAPRULES']._serialized_end=1312
+  _globals['_TIMESTAMPRULES']._serialized_start=1315
+  _globals['_TIMESTAMPRULES']._serialized_end=1530
 # @@protoc_insertion_point(module_scope)

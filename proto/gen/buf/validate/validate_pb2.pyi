@@ -116,6 +116,7 @@ class FieldRules(_message.Message):
     IGNORE_FIELD_NUMBER: _builtins.int
     INT32_FIELD_NUMBER: _builtins.int
     INT64_FIELD_NUMBER: _builtins.int
+    BOOL_FIELD_NUMBER: _builtins.int
     STRING_FIELD_NUMBER: _builtins.int
     ENUM_FIELD_NUMBER: _builtins.int
     REPEATED_FIELD_NUMBER: _builtins.int
@@ -129,6 +130,8 @@ class FieldRules(_message.Message):
     def int32(self) -> Global___Int32Rules: ...
     @_builtins.property
     def int64(self) -> Global___Int64Rules: ...
+    @_builtins.property
+    def bool(self) -> Global___BoolRules: ...
     @_builtins.property
     def string(self) -> Global___StringRules: ...
     @_builtins.property
@@ -147,17 +150,18 @@ class FieldRules(_message.Message):
         ignore: Global___Ignore.ValueType | None = ...,
         int32: Global___Int32Rules | None = ...,
         int64: Global___Int64Rules | None = ...,
+        bool: Global___BoolRules | None = ...,
         string: Global___StringRules | None = ...,
         enum: Global___EnumRules | None = ...,
         repeated: Global___RepeatedRules | None = ...,
         map: Global___MapRules | None = ...,
         timestamp: Global___TimestampRules | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["enum", b"enum", "ignore", b"ignore", "int32", b"int32", "int64", b"int64", "map", b"map", "repeated", b"repeated", "required", b"required", "string", b"string", "timestamp", b"timestamp", "type", b"type"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bool", b"bool", "enum", b"enum", "ignore", b"ignore", "int32", b"int32", "int64", b"int64", "map", b"map", "repeated", b"repeated", "required", b"required", "string", b"string", "timestamp", b"timestamp", "type", b"type"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cel", b"cel", "enum", b"enum", "ignore", b"ignore", "int32", b"int32", "int64", b"int64", "map", b"map", "repeated", b"repeated", "required", b"required", "string", b"string", "timestamp", b"timestamp", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool", b"bool", "cel", b"cel", "enum", b"enum", "ignore", b"ignore", "int32", b"int32", "int64", b"int64", "map", b"map", "repeated", b"repeated", "required", b"required", "string", b"string", "timestamp", b"timestamp", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_type: _TypeAlias = _typing.Literal["int32", "int64", "string", "enum", "repeated", "map", "timestamp"]  # noqa: Y015
+    _WhichOneofReturnType_type: _TypeAlias = _typing.Literal["int32", "int64", "bool", "string", "enum", "repeated", "map", "timestamp"]  # noqa: Y015
     _WhichOneofArgType_type: _TypeAlias = _typing.Literal["type", b"type"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_type) -> _WhichOneofReturnType_type | None: ...
 
@@ -236,6 +240,25 @@ class Int64Rules(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_less_than) -> _WhichOneofReturnType_less_than | None: ...
 
 Global___Int64Rules: _TypeAlias = Int64Rules  # noqa: Y015
+
+@_typing.final
+class BoolRules(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONST_FIELD_NUMBER: _builtins.int
+    const: _builtins.bool
+    def __init__(
+        self,
+        *,
+        const: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["const", b"const"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["const", b"const"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BoolRules: _TypeAlias = BoolRules  # noqa: Y015
 
 @_typing.final
 class StringRules(_message.Message):

@@ -52,6 +52,30 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("bucket", "member_id", "day", name=op.f("growth_days_key")),
     )
     op.create_table(
+        "holds",
+        sa.Column("bucket", sa.SmallInteger(), nullable=False),
+        sa.Column("member_id", sa.Text(), nullable=False),
+        sa.Column("seq", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("hold_id", sa.Text(), nullable=False),
+        sa.Column("reference_id", sa.Text(), nullable=False),
+        sa.Column("amount", sa.BigInteger(), nullable=False),
+        sa.Column("expire_time", postgresql.TIMESTAMP(timezone=True), nullable=False),
+        sa.Column("pins", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("captured", sa.BigInteger(), server_default="0", nullable=False),
+        sa.CheckConstraint("(state = 'CAPTURED') = (captured > 0)", name="holds_captured_something"),
+        sa.CheckConstraint("amount > 0 AND captured >= 0 AND captured <= amount", name="holds_captured"),
+        sa.CheckConstraint("state IN ('PLACED', 'CAPTURED', 'RELEASED', 'EXPIRED')", name="holds_state"),
+        sa.PrimaryKeyConstraint("bucket", "member_id", "seq", name=op.f("holds_key")),
+    )
+    op.create_index(
+        "holds_open",
+        "holds",
+        ["bucket", "member_id"],
+        unique=False,
+        postgresql_where=sa.text("state = 'PLACED'"),
+    )
+    op.create_table(
         "inbox",
         sa.Column("bucket", sa.SmallInteger(), nullable=False),
         sa.Column("member_id", sa.Text(), nullable=False),
@@ -82,7 +106,7 @@ def upgrade() -> None:
         sa.Column("lot_seq", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("lot_part", sa.SmallInteger(), autoincrement=False, nullable=False),
         sa.Column("amount", sa.BigInteger(), nullable=False),
-        sa.CheckConstraint("amount > 0", name="lot_uses_positive"),
+        sa.CheckConstraint("amount <> 0", name="lot_uses_of_something"),
         sa.PrimaryKeyConstraint(
             "bucket", "member_id", "seq", "lot_seq", "lot_part", name=op.f("lot_uses_key")
         ),
@@ -98,7 +122,11 @@ def upgrade() -> None:
         sa.Column("expires_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("amount", sa.BigInteger(), nullable=False),
         sa.Column("remaining", sa.BigInteger(), nullable=False),
-        sa.CheckConstraint("remaining >= 0 AND remaining <= amount AND amount > 0", name="lots_remaining"),
+        sa.Column("held", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("expired", sa.BigInteger(), server_default="0", nullable=False),
+        sa.CheckConstraint("expired >= 0 AND remaining + expired <= amount", name="lots_expired"),
+        sa.CheckConstraint("held >= 0 AND held <= remaining", name="lots_held"),
+        sa.CheckConstraint("remaining >= 0 AND amount > 0", name="lots_remaining"),
         sa.PrimaryKeyConstraint("bucket", "member_id", "seq", "part", name=op.f("lots_key")),
         postgresql_with={"fillfactor": "85"},
     )
@@ -116,6 +144,9 @@ def upgrade() -> None:
         sa.Column("head_hash", sa.LargeBinary(), server_default="", nullable=False),
         sa.Column("version", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("tier", sa.Text(), server_default="", nullable=False),
+        sa.Column("tier_until", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.Column("facts", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
+        sa.Column("waiting", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column(
             "last_time",
             postgresql.TIMESTAMP(timezone=True),
@@ -188,6 +219,28 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("version", name=op.f("programmes_key")),
     )
     op.create_table(
+        "refunds",
+        sa.Column("bucket", sa.SmallInteger(), nullable=False),
+        sa.Column("member_id", sa.Text(), nullable=False),
+        sa.Column("order_id", sa.Text(), nullable=False),
+        sa.Column("refund_id", sa.Text(), nullable=False),
+        sa.Column("body_hash", sa.LargeBinary(), nullable=False),
+        sa.Column("amount", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("lines", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("everything", sa.Boolean(), nullable=False),
+        sa.Column("refund_time", postgresql.TIMESTAMP(timezone=True), nullable=False),
+        sa.Column("seq", sa.BigInteger(), nullable=True),
+        sa.Column("consumer", sa.Text(), nullable=True),
+        sa.Column("source", sa.Text(), nullable=True),
+        sa.Column("event_id", sa.Text(), nullable=True),
+        sa.Column("stream", sa.Text(), nullable=True),
+        sa.Column("stream_seq", sa.BigInteger(), nullable=True),
+        sa.Column("body", sa.LargeBinary(), nullable=True),
+        sa.CheckConstraint("(seq IS NULL) = (body IS NOT NULL)", name="refunds_applied_or_waiting"),
+        sa.CheckConstraint("amount >= 0", name="refunds_amount"),
+        sa.PrimaryKeyConstraint("bucket", "member_id", "order_id", "refund_id", name=op.f("refunds_key")),
+    )
+    op.create_table(
         "requests",
         sa.Column("bucket", sa.SmallInteger(), nullable=False),
         sa.Column("scope", sa.Text(), nullable=False),
@@ -233,10 +286,17 @@ def upgrade() -> None:
         sa.Column("hash", sa.LargeBinary(), nullable=False),
         sa.Column("source_hash", sa.LargeBinary(), nullable=True),
         sa.Column("source", sa.LargeBinary(), nullable=True),
-        sa.Column("facts", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
+        sa.Column("sold", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.CheckConstraint("seq > 0", name="transactions_seq_positive"),
         sa.PrimaryKeyConstraint("bucket", "member_id", "seq", name=op.f("transactions_key")),
         sa.UniqueConstraint("bucket", "member_id", "request_id", name="transactions_request_once"),
+    )
+    op.create_index(
+        "transactions_reversals",
+        "transactions",
+        ["bucket", "member_id", "reverses_transaction_id"],
+        unique=False,
+        postgresql_where=sa.text("reverses_transaction_id IS NOT NULL"),
     )
     op.create_index(
         "transactions_activity_earned_once",

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eloyalty/orders/v1/orders.proto\x12\x11loyalty.orders.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xab\x03\n\x05Order\x12\x30\n\x08order_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12(\n\x08store_id\x18\x02 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[^\\x00]{0,64}$\x12$\n\x04\x63ity\x18\x03 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[^\\x00]{0,64}$\x12\'\n\x07\x63hannel\x18\x04 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[^\\x00]{0,64}$\x12(\n\rcurrency_code\x18\x05 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[A-Z]{3}$\x12\x36\n\x05lines\x18\x06 \x03(\x0b\x32\x1c.loyalty.orders.v1.OrderLineB\t\xbaH\x06\x92\x01\x03\x10\xf4\x03\x12*\n\x12\x64\x65livery_fee_minor\x18\x07 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00\x12$\n\x0btotal_minor\x18\x08 \x01(\x03\x42\x0f\xbaH\x0c\"\n\x18\x80\xa0\xa1\xb8\x82\xf5q(\x00\x12\x43\n\tpaid_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x14\xbaH\x11\xb2\x01\x0b\x1a\x07\x08\x80\x9c\xcc\xf0\xaf\x07\x32\x00\xc8\x01\x01\"\xfd\x01\n\tOrderLine\x12/\n\x07line_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12#\n\x03sku\x18\x02 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[^\\x00]{0,64}$\x12(\n\x08\x63\x61tegory\x18\x03 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[^\\x00]{0,64}$\x12 \n\x08quantity\x18\x04 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00\x12(\n\x10unit_price_minor\x18\x05 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00\x12$\n\x0c\x61mount_minor\x18\x06 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00\"o\n\tOrderPaid\x12\x31\n\tmember_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12/\n\x05order\x18\x02 \x01(\x0b\x32\x18.loyalty.orders.v1.OrderB\x06\xbaH\x03\xc8\x01\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eloyalty/orders/v1/orders.proto\x12\x11loyalty.orders.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xab\x03\n\x05Order\x12\x30\n\x08order_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12(\n\x08store_id\x18\x02 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[^\\x00]{0,64}$\x12$\n\x04\x63ity\x18\x03 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[^\\x00]{0,64}$\x12\'\n\x07\x63hannel\x18\x04 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[^\\x00]{0,64}$\x12(\n\rcurrency_code\x18\x05 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[A-Z]{3}$\x12\x36\n\x05lines\x18\x06 \x03(\x0b\x32\x1c.loyalty.orders.v1.OrderLineB\t\xbaH\x06\x92\x01\x03\x10\xf4\x03\x12*\n\x12\x64\x65livery_fee_minor\x18\x07 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00\x12$\n\x0btotal_minor\x18\x08 \x01(\x03\x42\x0f\xbaH\x0c\"\n\x18\x80\xa0\xa1\xb8\x82\xf5q(\x00\x12\x43\n\tpaid_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x14\xbaH\x11\xb2\x01\x0b\x1a\x07\x08\x80\x9c\xcc\xf0\xaf\x07\x32\x00\xc8\x01\x01\"\xfd\x01\n\tOrderLine\x12/\n\x07line_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12#\n\x03sku\x18\x02 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[^\\x00]{0,64}$\x12(\n\x08\x63\x61tegory\x18\x03 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[^\\x00]{0,64}$\x12 \n\x08quantity\x18\x04 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00\x12(\n\x10unit_price_minor\x18\x05 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00\x12$\n\x0c\x61mount_minor\x18\x06 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00\"o\n\tOrderPaid\x12\x31\n\tmember_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12/\n\x05order\x18\x02 \x01(\x0b\x32\x18.loyalty.orders.v1.OrderB\x06\xbaH\x03\xc8\x01\x01\"e\n\x0cRefundedLine\x12/\n\x07line_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12$\n\x0c\x61mount_minor\x18\x02 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x01\"\xb5\x01\n\rRefundedLines\x12\xa3\x01\n\x05lines\x18\x01 \x03(\x0b\x32\x1f.loyalty.orders.v1.RefundedLineBs\xbaHp\x92\x01\x05\x08\x01\x10\xf4\x03\xba\x01\x65\n\x13refund.lines.unique\x12\x19\x61 line must be named once\x1a\x33size(this) > 500 || this.map(l, l.line_id).unique()\"\xb7\x02\n\x06Refund\x12\x30\n\x08order_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12\x31\n\trefund_id\x18\x02 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12\x45\n\x0brefund_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x14\xbaH\x11\xb2\x01\x0b\x1a\x07\x08\x80\x9c\xcc\xf0\xaf\x07\x32\x00\xc8\x01\x01\x12\'\n\x0c\x61mount_minor\x18\x04 \x01(\x03\x42\x0f\xbaH\x0c\"\n\x18\x80\xa0\xa1\xb8\x82\xf5q(\x01H\x00\x12\x31\n\x05lines\x18\x05 \x01(\x0b\x32 .loyalty.orders.v1.RefundedLinesH\x00\x12\x16\n\x03\x61ll\x18\x06 \x01(\x08\x42\x07\xbaH\x04j\x02\x08\x01H\x00\x42\r\n\x04what\x12\x05\xbaH\x02\x08\x01\"u\n\rOrderRefunded\x12\x31\n\tmember_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12\x31\n\x06refund\x18\x02 \x01(\x0b\x32\x19.loyalty.orders.v1.RefundB\x06\xbaH\x03\xc8\x01\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -67,10 +67,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ORDERPAID'].fields_by_name['member_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
   _globals['_ORDERPAID'].fields_by_name['order']._loaded_options = None
   _globals['_ORDERPAID'].fields_by_name['order']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_REFUNDEDLINE'].fields_by_name['line_id']._loaded_options = None
+  _globals['_REFUNDEDLINE'].fields_by_name['line_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
+  _globals['_REFUNDEDLINE'].fields_by_name['amount_minor']._loaded_options = None
+  _globals['_REFUNDEDLINE'].fields_by_name['amount_minor']._serialized_options = b'\272H\013\"\t\030\200\240\224\245\215\035(\001'
+  _globals['_REFUNDEDLINES'].fields_by_name['lines']._loaded_options = None
+  _globals['_REFUNDEDLINES'].fields_by_name['lines']._serialized_options = b'\272Hp\222\001\005\010\001\020\364\003\272\001e\n\023refund.lines.unique\022\031a line must be named once\0323size(this) > 500 || this.map(l, l.line_id).unique()'
+  _globals['_REFUND'].oneofs_by_name['what']._loaded_options = None
+  _globals['_REFUND'].oneofs_by_name['what']._serialized_options = b'\272H\002\010\001'
+  _globals['_REFUND'].fields_by_name['order_id']._loaded_options = None
+  _globals['_REFUND'].fields_by_name['order_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
+  _globals['_REFUND'].fields_by_name['refund_id']._loaded_options = None
+  _globals['_REFUND'].fields_by_name['refund_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
+  _globals['_REFUND'].fields_by_name['refund_time']._loaded_options = None
+  _globals['_REFUND'].fields_by_name['refund_time']._serialized_options = b'\272H\021\262\001\013\032\007\010\200\234\314\360\257\0072\000\310\001\001'
+  _globals['_REFUND'].fields_by_name['amount_minor']._loaded_options = None
+  _globals['_REFUND'].fields_by_name['amount_minor']._serialized_options = b'\272H\014\"\n\030\200\240\241\270\202\365q(\001'
+  _globals['_REFUND'].fields_by_name['all']._loaded_options = None
+  _globals['_REFUND'].fields_by_name['all']._serialized_options = b'\272H\004j\002\010\001'
+  _globals['_ORDERREFUNDED'].fields_by_name['member_id']._loaded_options = None
+  _globals['_ORDERREFUNDED'].fields_by_name['member_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
+  _globals['_ORDERREFUNDED'].fields_by_name['refund']._loaded_options = None
+  _globals['_ORDERREFUNDED'].fields_by_name['refund']._serialized_options = b'\272H\003\310\001\001'
   _globals['_ORDER']._serialized_start=116
   _globals['_ORDER']._serialized_end=543
   _globals['_ORDERLINE']._serialized_start=546
   _globals['_ORDERLINE']._serialized_end=799
   _globals['_ORDERPAID']._serialized_start=801
   _globals['_ORDERPAID']._serialized_end=912
+  _globals['_REFUNDEDLINE']._serialized_start=914
+  _globals['_REFUNDEDLINE']._serialized_end=1015
+  _globals['_REFUNDEDLINES']._serialized_start=1018
+  _globals['_REFUNDEDLINES']._serialized_end=1199
+  _globals['_REFUND']._serialized_start=1202
+  _globals['_REFUND']._serialized_end=1513
+  _globals['_ORDERREFUNDED']._serialized_start=1515
+  _globals['_ORDERREFUNDED']._serialized_end=1632
 # @@protoc_insertion_point(module_scope)

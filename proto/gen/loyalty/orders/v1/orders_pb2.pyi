@@ -146,3 +146,131 @@ class OrderPaid(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OrderPaid: _TypeAlias = OrderPaid  # noqa: Y015
+
+@_typing.final
+class RefundedLine(_message.Message):
+    """RefundedLine is what was refunded of one line."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINE_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
+    line_id: _builtins.str
+    """The line."""
+    amount_minor: _builtins.int
+    """How much of its amount, in minor units."""
+    def __init__(
+        self,
+        *,
+        line_id: _builtins.str = ...,
+        amount_minor: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_minor", b"amount_minor", "line_id", b"line_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundedLine: _TypeAlias = RefundedLine  # noqa: Y015
+
+@_typing.final
+class RefundedLines(_message.Message):
+    """RefundedLines are lines of an order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefundedLine]:
+        """The lines, each once."""
+
+    def __init__(
+        self,
+        *,
+        lines: _abc.Iterable[Global___RefundedLine] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundedLines: _TypeAlias = RefundedLines  # noqa: Y015
+
+@_typing.final
+class Refund(_message.Message):
+    """Refund gives back part of an order, or all. Refunds of an order add up, and never pass what was paid."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    REFUND_ID_FIELD_NUMBER: _builtins.int
+    REFUND_TIME_FIELD_NUMBER: _builtins.int
+    AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    order_id: _builtins.str
+    """The order."""
+    refund_id: _builtins.str
+    """The brand's id of the refund, unique within the order."""
+    amount_minor: _builtins.int
+    """An amount in minor units, of all lines and the delivery fee in proportion."""
+    all: _builtins.bool
+    """All that is left."""
+    @_builtins.property
+    def refund_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was refunded."""
+
+    @_builtins.property
+    def lines(self) -> Global___RefundedLines:
+        """Amounts of lines."""
+
+    def __init__(
+        self,
+        *,
+        order_id: _builtins.str = ...,
+        refund_id: _builtins.str = ...,
+        refund_time: _timestamp_pb2.Timestamp | None = ...,
+        amount_minor: _builtins.int = ...,
+        lines: Global___RefundedLines | None = ...,
+        all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "amount_minor", b"amount_minor", "lines", b"lines", "refund_time", b"refund_time", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "amount_minor", b"amount_minor", "lines", b"lines", "order_id", b"order_id", "refund_id", b"refund_id", "refund_time", b"refund_time", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["amount_minor", "lines", "all"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___Refund: _TypeAlias = Refund  # noqa: Y015
+
+@_typing.final
+class OrderRefunded(_message.Message):
+    """OrderRefunded is published by the brand once an order was refunded, whole or in part; also before the
+    order's own event has arrived. Consumers apply it once per order_id and refund_id.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    REFUND_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member who had paid."""
+    @_builtins.property
+    def refund(self) -> Global___Refund:
+        """The refund."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        refund: Global___Refund | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refund", b"refund"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_id", b"member_id", "refund", b"refund"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderRefunded: _TypeAlias = OrderRefunded  # noqa: Y015

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from loyalty.orders.v1 import orders_pb2 as loyalty_dot_orders_dot_v1_dot_orders__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&loyalty/orders/v1/orders_service.proto\x12\x11loyalty.orders.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1eloyalty/orders/v1/orders.proto\"\xab\x01\n\x16ReportOrderPaidRequest\x12\x31\n\tmember_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12-\n\nrequest_id\x18\x02 \x01(\tB\x19\xbaH\x16r\x14\x32\x12^[!-}][!-~]{0,63}$\x12/\n\x05order\x18\x03 \x01(\x0b\x32\x18.loyalty.orders.v1.OrderB\x06\xbaH\x03\xc8\x01\x01\"+\n\x17ReportOrderPaidResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t2y\n\rOrdersService\x12h\n\x0fReportOrderPaid\x12).loyalty.orders.v1.ReportOrderPaidRequest\x1a*.loyalty.orders.v1.ReportOrderPaidResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&loyalty/orders/v1/orders_service.proto\x12\x11loyalty.orders.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1eloyalty/orders/v1/orders.proto\"\xab\x01\n\x16ReportOrderPaidRequest\x12\x31\n\tmember_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12-\n\nrequest_id\x18\x02 \x01(\tB\x19\xbaH\x16r\x14\x32\x12^[!-}][!-~]{0,63}$\x12/\n\x05order\x18\x03 \x01(\x0b\x32\x18.loyalty.orders.v1.OrderB\x06\xbaH\x03\xc8\x01\x01\"+\n\x17ReportOrderPaidResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\"\xb1\x01\n\x1aReportOrderRefundedRequest\x12\x31\n\tmember_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12-\n\nrequest_id\x18\x02 \x01(\tB\x19\xbaH\x16r\x14\x32\x12^[!-}][!-~]{0,63}$\x12\x31\n\x06refund\x18\x03 \x01(\x0b\x32\x19.loyalty.orders.v1.RefundB\x06\xbaH\x03\xc8\x01\x01\"/\n\x1bReportOrderRefundedResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t2\xef\x01\n\rOrdersService\x12h\n\x0fReportOrderPaid\x12).loyalty.orders.v1.ReportOrderPaidRequest\x1a*.loyalty.orders.v1.ReportOrderPaidResponse\x12t\n\x13ReportOrderRefunded\x12-.loyalty.orders.v1.ReportOrderRefundedRequest\x1a..loyalty.orders.v1.ReportOrderRefundedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,10 +39,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTORDERPAIDREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\026r\0242\022^[!-}][!-~]{0,63}$'
   _globals['_REPORTORDERPAIDREQUEST'].fields_by_name['order']._loaded_options = None
   _globals['_REPORTORDERPAIDREQUEST'].fields_by_name['order']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_REPORTORDERREFUNDEDREQUEST'].fields_by_name['member_id']._loaded_options = None
+  _globals['_REPORTORDERREFUNDEDREQUEST'].fields_by_name['member_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
+  _globals['_REPORTORDERREFUNDEDREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_REPORTORDERREFUNDEDREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\026r\0242\022^[!-}][!-~]{0,63}$'
+  _globals['_REPORTORDERREFUNDEDREQUEST'].fields_by_name['refund']._loaded_options = None
+  _globals['_REPORTORDERREFUNDEDREQUEST'].fields_by_name['refund']._serialized_options = b'\272H\003\310\001\001'
   _globals['_REPORTORDERPAIDREQUEST']._serialized_start=123
   _globals['_REPORTORDERPAIDREQUEST']._serialized_end=294
   _globals['_REPORTORDERPAIDRESPONSE']._serialized_start=296
   _globals['_REPORTORDERPAIDRESPONSE']._serialized_end=339
-  _globals['_ORDERSSERVICE']._serialized_start=341
-  _globals['_ORDERSSERVICE']._serialized_end=462
+  _globals['_REPORTORDERREFUNDEDREQUEST']._serialized_start=342
+  _globals['_REPORTORDERREFUNDEDREQUEST']._serialized_end=519
+  _globals['_REPORTORDERREFUNDEDRESPONSE']._serialized_start=521
+  _globals['_REPORTORDERREFUNDEDRESPONSE']._serialized_end=568
+  _globals['_ORDERSSERVICE']._serialized_start=571
+  _globals['_ORDERSSERVICE']._serialized_end=810
 # @@protoc_insertion_point(module_scope)

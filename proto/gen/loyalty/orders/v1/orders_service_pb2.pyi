@@ -70,3 +70,57 @@ class ReportOrderPaidResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportOrderPaidResponse: _TypeAlias = ReportOrderPaidResponse  # noqa: Y015
+
+@_typing.final
+class ReportOrderRefundedRequest(_message.Message):
+    """ReportOrderRefundedRequest hands in one refund."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REFUND_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member who had paid."""
+    request_id: _builtins.str
+    """The caller's id of this attempt, 1 to 64 printable characters, kept for retries; `~` is reserved."""
+    @_builtins.property
+    def refund(self) -> _orders_pb2.Refund:
+        """The refund."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        refund: _orders_pb2.Refund | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refund", b"refund"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_id", b"member_id", "refund", b"refund", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportOrderRefundedRequest: _TypeAlias = ReportOrderRefundedRequest  # noqa: Y015
+
+@_typing.final
+class ReportOrderRefundedResponse(_message.Message):
+    """ReportOrderRefundedResponse says under which id the event goes out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """The event's id, `ce-id` and `Nats-Msg-Id` on the stream."""
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportOrderRefundedResponse: _TypeAlias = ReportOrderRefundedResponse  # noqa: Y015

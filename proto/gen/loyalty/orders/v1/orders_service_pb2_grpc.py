@@ -40,6 +40,11 @@ class OrdersServiceStub:
                 request_serializer=loyalty_dot_orders_dot_v1_dot_orders__service__pb2.ReportOrderPaidRequest.SerializeToString,
                 response_deserializer=loyalty_dot_orders_dot_v1_dot_orders__service__pb2.ReportOrderPaidResponse.FromString,
                 _registered_method=True)
+        self.ReportOrderRefunded = channel.unary_unary(
+                '/loyalty.orders.v1.OrdersService/ReportOrderRefunded',
+                request_serializer=loyalty_dot_orders_dot_v1_dot_orders__service__pb2.ReportOrderRefundedRequest.SerializeToString,
+                response_deserializer=loyalty_dot_orders_dot_v1_dot_orders__service__pb2.ReportOrderRefundedResponse.FromString,
+                _registered_method=True)
 
 
 class OrdersServiceServicer:
@@ -54,6 +59,14 @@ class OrdersServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportOrderRefunded(self, request, context):
+        """Publishes OrderRefunded, at least once, after the answer. Idempotent by request_id.
+        Errors: INVALID_ARGUMENT, ALREADY_EXISTS `REQUEST_ID_REUSED`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OrdersServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +74,11 @@ def add_OrdersServiceServicer_to_server(servicer, server):
                     servicer.ReportOrderPaid,
                     request_deserializer=loyalty_dot_orders_dot_v1_dot_orders__service__pb2.ReportOrderPaidRequest.FromString,
                     response_serializer=loyalty_dot_orders_dot_v1_dot_orders__service__pb2.ReportOrderPaidResponse.SerializeToString,
+            ),
+            'ReportOrderRefunded': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportOrderRefunded,
+                    request_deserializer=loyalty_dot_orders_dot_v1_dot_orders__service__pb2.ReportOrderRefundedRequest.FromString,
+                    response_serializer=loyalty_dot_orders_dot_v1_dot_orders__service__pb2.ReportOrderRefundedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +109,33 @@ class OrdersService:
             '/loyalty.orders.v1.OrdersService/ReportOrderPaid',
             loyalty_dot_orders_dot_v1_dot_orders__service__pb2.ReportOrderPaidRequest.SerializeToString,
             loyalty_dot_orders_dot_v1_dot_orders__service__pb2.ReportOrderPaidResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportOrderRefunded(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loyalty.orders.v1.OrdersService/ReportOrderRefunded',
+            loyalty_dot_orders_dot_v1_dot_orders__service__pb2.ReportOrderRefundedRequest.SerializeToString,
+            loyalty_dot_orders_dot_v1_dot_orders__service__pb2.ReportOrderRefundedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,10 @@ class OrdersServiceStub:
     """Publishes OrderPaid, at least once, after the answer. Idempotent by request_id.
     Errors: INVALID_ARGUMENT (shape, `TOTAL_MISMATCH`), ALREADY_EXISTS `REQUEST_ID_REUSED`.
     """
+    ReportOrderRefunded: _grpc.UnaryUnaryMultiCallable[_orders_service_pb2.ReportOrderRefundedRequest, _orders_service_pb2.ReportOrderRefundedResponse]
+    """Publishes OrderRefunded, at least once, after the answer. Idempotent by request_id.
+    Errors: INVALID_ARGUMENT, ALREADY_EXISTS `REQUEST_ID_REUSED`.
+    """
 
 @_typing.type_check_only
 class OrdersServiceAsyncStub(OrdersServiceStub):
@@ -46,6 +50,10 @@ class OrdersServiceAsyncStub(OrdersServiceStub):
     ReportOrderPaid: _aio.UnaryUnaryMultiCallable[_orders_service_pb2.ReportOrderPaidRequest, _orders_service_pb2.ReportOrderPaidResponse]  # type: ignore[assignment]
     """Publishes OrderPaid, at least once, after the answer. Idempotent by request_id.
     Errors: INVALID_ARGUMENT (shape, `TOTAL_MISMATCH`), ALREADY_EXISTS `REQUEST_ID_REUSED`.
+    """
+    ReportOrderRefunded: _aio.UnaryUnaryMultiCallable[_orders_service_pb2.ReportOrderRefundedRequest, _orders_service_pb2.ReportOrderRefundedResponse]  # type: ignore[assignment]
+    """Publishes OrderRefunded, at least once, after the answer. Idempotent by request_id.
+    Errors: INVALID_ARGUMENT, ALREADY_EXISTS `REQUEST_ID_REUSED`.
     """
 
 class OrdersServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -59,6 +67,16 @@ class OrdersServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_orders_service_pb2.ReportOrderPaidResponse, _abc.Awaitable[_orders_service_pb2.ReportOrderPaidResponse]]:
         """Publishes OrderPaid, at least once, after the answer. Idempotent by request_id.
         Errors: INVALID_ARGUMENT (shape, `TOTAL_MISMATCH`), ALREADY_EXISTS `REQUEST_ID_REUSED`.
+        """
+
+    @_abc_1.abstractmethod
+    def ReportOrderRefunded(
+        self,
+        request: _orders_service_pb2.ReportOrderRefundedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orders_service_pb2.ReportOrderRefundedResponse, _abc.Awaitable[_orders_service_pb2.ReportOrderRefundedResponse]]:
+        """Publishes OrderRefunded, at least once, after the answer. Idempotent by request_id.
+        Errors: INVALID_ARGUMENT, ALREADY_EXISTS `REQUEST_ID_REUSED`.
         """
 
 def add_OrdersServiceServicer_to_server(servicer: OrdersServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,17 +22,78 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from loyalty.points.v1 import points_service_pb2 as loyalty_dot_points_dot_v1_dot_points__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%loyalty/points/v1/points_events.proto\x12\x11loyalty.points.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&loyalty/points/v1/points_service.proto\"\xa6\x01\n\x0cPointsPosted\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12.\n\noccur_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\x33\n\x0btransaction\x18\x05 \x01(\x0b\x32\x1e.loyalty.points.v1.Transactionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%loyalty/points/v1/points_events.proto\x12\x11loyalty.points.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&loyalty/points/v1/points_service.proto\"\xa6\x01\n\x0cPointsPosted\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12.\n\noccur_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\x33\n\x0btransaction\x18\x05 \x01(\x0b\x32\x1e.loyalty.points.v1.Transaction\"\xd4\x01\n\x0ePointsExpiring\x12\x31\n\tmember_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12.\n\noccur_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\x0e\n\x06\x61mount\x18\x05 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xaf\x02\n\x0bTierChanged\x12\x31\n\tmember_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12.\n\noccur_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\x11\n\tfrom_tier\x18\x05 \x01(\t\x12\x0f\n\x07to_tier\x18\x06 \x01(\t\x12\x33\n\x06reason\x18\x07 \x01(\x0e\x32#.loyalty.points.v1.TierChangeReason\x12\x34\n\x10valid_until_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06growth\x18\t \x01(\x03\"\xb6\x01\n\nHoldPlaced\x12\x31\n\tmember_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12.\n\noccur_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12%\n\x04hold\x18\x05 \x01(\x0b\x32\x17.loyalty.points.v1.Hold\"\xc6\x01\n\x0bHoldRefused\x12\x31\n\tmember_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12.\n\noccur_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\x14\n\x0creference_id\x18\x05 \x01(\t\x12\x0e\n\x06\x61mount\x18\x06 \x01(\x03\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\xd0\x01\n\x0cHoldCaptured\x12\x31\n\tmember_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12.\n\noccur_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12%\n\x04hold\x18\x05 \x01(\x0b\x32\x17.loyalty.points.v1.Hold\x12\x16\n\x0etransaction_id\x18\x06 \x01(\t\"\xd0\x01\n\x0cHoldReleased\x12\x31\n\tmember_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12.\n\noccur_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12%\n\x04hold\x18\x05 \x01(\x0b\x32\x17.loyalty.points.v1.Hold\x12\x16\n\x0etransaction_id\x18\x06 \x01(\t\"V\n\nSentPoints\x12\x17\n\x06\x61mount\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb0\x02\n\x0cTransferSent\x12\x31\n\tmember_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12.\n\noccur_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12.\n\x0btransfer_id\x18\x05 \x01(\tB\x19\xbaH\x16r\x14\x32\x12^txn_[0-9a-f]{32}$\x12\x34\n\x0cto_member_id\x18\x06 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12\x37\n\x06points\x18\x07 \x03(\x0b\x32\x1d.loyalty.points.v1.SentPointsB\x08\xbaH\x05\x92\x01\x02\x08\x01\"\x8c\x02\n\x0fTransferRefused\x12\x31\n\tmember_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12.\n\noccur_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12.\n\x0btransfer_id\x18\x05 \x01(\tB\x19\xbaH\x16r\x14\x32\x12^txn_[0-9a-f]{32}$\x12\x36\n\x0e\x66rom_member_id\x18\x06 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\xd8\x01\n\x10TransferReturned\x12\x31\n\tmember_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12.\n\noccur_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\x13\n\x0btransfer_id\x18\x05 \x01(\t\x12\x14\n\x0cto_member_id\x18\x06 \x01(\t\x12\x16\n\x0etransaction_id\x18\x07 \x01(\t\"\xbf\x01\n\x0fRewardFulfilled\x12\x31\n\tmember_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12.\n\noccur_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\x11\n\treward_id\x18\x05 \x01(\t\x12\x16\n\x0etransaction_id\x18\x06 \x01(\t\"\xb9\x01\n\x11\x46ulfilmentRefused\x12\x31\n\tmember_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{1,64}$\x12.\n\noccur_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\x11\n\treward_id\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t*\x97\x01\n\x10TierChangeReason\x12\"\n\x1eTIER_CHANGE_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1bTIER_CHANGE_REASON_PROMOTED\x10\x01\x12\x1e\n\x1aTIER_CHANGE_REASON_RENEWED\x10\x02\x12\x1e\n\x1aTIER_CHANGE_REASON_DEMOTED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'loyalty.points.v1.points_events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POINTSPOSTED']._serialized_start=134
-  _globals['_POINTSPOSTED']._serialized_end=300
+  _globals['_POINTSEXPIRING'].fields_by_name['member_id']._loaded_options = None
+  _globals['_POINTSEXPIRING'].fields_by_name['member_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
+  _globals['_TIERCHANGED'].fields_by_name['member_id']._loaded_options = None
+  _globals['_TIERCHANGED'].fields_by_name['member_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
+  _globals['_HOLDPLACED'].fields_by_name['member_id']._loaded_options = None
+  _globals['_HOLDPLACED'].fields_by_name['member_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
+  _globals['_HOLDREFUSED'].fields_by_name['member_id']._loaded_options = None
+  _globals['_HOLDREFUSED'].fields_by_name['member_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
+  _globals['_HOLDCAPTURED'].fields_by_name['member_id']._loaded_options = None
+  _globals['_HOLDCAPTURED'].fields_by_name['member_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
+  _globals['_HOLDRELEASED'].fields_by_name['member_id']._loaded_options = None
+  _globals['_HOLDRELEASED'].fields_by_name['member_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
+  _globals['_SENTPOINTS'].fields_by_name['amount']._loaded_options = None
+  _globals['_SENTPOINTS'].fields_by_name['amount']._serialized_options = b'\272H\004\"\002(\001'
+  _globals['_TRANSFERSENT'].fields_by_name['member_id']._loaded_options = None
+  _globals['_TRANSFERSENT'].fields_by_name['member_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
+  _globals['_TRANSFERSENT'].fields_by_name['transfer_id']._loaded_options = None
+  _globals['_TRANSFERSENT'].fields_by_name['transfer_id']._serialized_options = b'\272H\026r\0242\022^txn_[0-9a-f]{32}$'
+  _globals['_TRANSFERSENT'].fields_by_name['to_member_id']._loaded_options = None
+  _globals['_TRANSFERSENT'].fields_by_name['to_member_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
+  _globals['_TRANSFERSENT'].fields_by_name['points']._loaded_options = None
+  _globals['_TRANSFERSENT'].fields_by_name['points']._serialized_options = b'\272H\005\222\001\002\010\001'
+  _globals['_TRANSFERREFUSED'].fields_by_name['member_id']._loaded_options = None
+  _globals['_TRANSFERREFUSED'].fields_by_name['member_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
+  _globals['_TRANSFERREFUSED'].fields_by_name['transfer_id']._loaded_options = None
+  _globals['_TRANSFERREFUSED'].fields_by_name['transfer_id']._serialized_options = b'\272H\026r\0242\022^txn_[0-9a-f]{32}$'
+  _globals['_TRANSFERREFUSED'].fields_by_name['from_member_id']._loaded_options = None
+  _globals['_TRANSFERREFUSED'].fields_by_name['from_member_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
+  _globals['_TRANSFERRETURNED'].fields_by_name['member_id']._loaded_options = None
+  _globals['_TRANSFERRETURNED'].fields_by_name['member_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
+  _globals['_REWARDFULFILLED'].fields_by_name['member_id']._loaded_options = None
+  _globals['_REWARDFULFILLED'].fields_by_name['member_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
+  _globals['_FULFILMENTREFUSED'].fields_by_name['member_id']._loaded_options = None
+  _globals['_FULFILMENTREFUSED'].fields_by_name['member_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{1,64}$'
+  _globals['_TIERCHANGEREASON']._serialized_start=2928
+  _globals['_TIERCHANGEREASON']._serialized_end=3079
+  _globals['_POINTSPOSTED']._serialized_start=163
+  _globals['_POINTSPOSTED']._serialized_end=329
+  _globals['_POINTSEXPIRING']._serialized_start=332
+  _globals['_POINTSEXPIRING']._serialized_end=544
+  _globals['_TIERCHANGED']._serialized_start=547
+  _globals['_TIERCHANGED']._serialized_end=850
+  _globals['_HOLDPLACED']._serialized_start=853
+  _globals['_HOLDPLACED']._serialized_end=1035
+  _globals['_HOLDREFUSED']._serialized_start=1038
+  _globals['_HOLDREFUSED']._serialized_end=1236
+  _globals['_HOLDCAPTURED']._serialized_start=1239
+  _globals['_HOLDCAPTURED']._serialized_end=1447
+  _globals['_HOLDRELEASED']._serialized_start=1450
+  _globals['_HOLDRELEASED']._serialized_end=1658
+  _globals['_SENTPOINTS']._serialized_start=1660
+  _globals['_SENTPOINTS']._serialized_end=1746
+  _globals['_TRANSFERSENT']._serialized_start=1749
+  _globals['_TRANSFERSENT']._serialized_end=2053
+  _globals['_TRANSFERREFUSED']._serialized_start=2056
+  _globals['_TRANSFERREFUSED']._serialized_end=2324
+  _globals['_TRANSFERRETURNED']._serialized_start=2327
+  _globals['_TRANSFERRETURNED']._serialized_end=2543
+  _globals['_REWARDFULFILLED']._serialized_start=2546
+  _globals['_REWARDFULFILLED']._serialized_end=2737
+  _globals['_FULFILMENTREFUSED']._serialized_start=2740
+  _globals['_FULFILMENTREFUSED']._serialized_end=2925
 # @@protoc_insertion_point(module_scope)

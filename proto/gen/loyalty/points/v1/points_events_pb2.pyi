@@ -3,9 +3,12 @@
 isort:skip_file
 What the points service announces, on the stream POINTS."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from loyalty.points.v1 import points_service_pb2 as _points_service_pb2
 import builtins as _builtins
 import sys
@@ -17,6 +20,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _TierChangeReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TierChangeReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TierChangeReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TIER_CHANGE_REASON_UNSPECIFIED: _TierChangeReason.ValueType  # 0
+    """Not set."""
+    TIER_CHANGE_REASON_PROMOTED: _TierChangeReason.ValueType  # 1
+    """The growth of a higher tier was reached."""
+    TIER_CHANGE_REASON_RENEWED: _TierChangeReason.ValueType  # 2
+    """The period ended and the growth was good for the tier, or a higher one."""
+    TIER_CHANGE_REASON_DEMOTED: _TierChangeReason.ValueType  # 3
+    """The period and its grace ended without it."""
+
+class TierChangeReason(_TierChangeReason, metaclass=_TierChangeReasonEnumTypeWrapper):
+    """TierChangeReason is why a tier, or how long it is held, changed."""
+
+TIER_CHANGE_REASON_UNSPECIFIED: TierChangeReason.ValueType  # 0
+"""Not set."""
+TIER_CHANGE_REASON_PROMOTED: TierChangeReason.ValueType  # 1
+"""The growth of a higher tier was reached."""
+TIER_CHANGE_REASON_RENEWED: TierChangeReason.ValueType  # 2
+"""The period ended and the growth was good for the tier, or a higher one."""
+TIER_CHANGE_REASON_DEMOTED: TierChangeReason.ValueType  # 3
+"""The period and its grace ended without it."""
+Global___TierChangeReason: _TypeAlias = TierChangeReason  # noqa: Y015
 
 @_typing.final
 class PointsPosted(_message.Message):
@@ -59,3 +90,551 @@ class PointsPosted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PointsPosted: _TypeAlias = PointsPosted  # noqa: Y015
+
+@_typing.final
+class PointsExpiring(_message.Message):
+    """PointsExpiring tells, 30 and 7 days ahead, what will expire; once per member and date each time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    OCCUR_TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    epoch: _builtins.int
+    """Rises when the service's database was restored from a backup."""
+    version: _builtins.int
+    """Rises by one with each event about the member, within an epoch."""
+    amount: _builtins.int
+    """Points, available or pending, that no hold has pinned."""
+    @_builtins.property
+    def occur_time(self) -> _timestamp_pb2.Timestamp:
+        """When the fact happened."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """From this instant on they are gone."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        occur_time: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.int = ...,
+        version: _builtins.int = ...,
+        amount: _builtins.int = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "occur_time", b"occur_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "epoch", b"epoch", "expire_time", b"expire_time", "member_id", b"member_id", "occur_time", b"occur_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PointsExpiring: _TypeAlias = PointsExpiring  # noqa: Y015
+
+@_typing.final
+class TierChanged(_message.Message):
+    """TierChanged says which tier a member holds from now on, and for how long."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    OCCUR_TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    FROM_TIER_FIELD_NUMBER: _builtins.int
+    TO_TIER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    VALID_UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    GROWTH_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    epoch: _builtins.int
+    """Rises when the service's database was restored from a backup."""
+    version: _builtins.int
+    """Rises by one with each event about the member, within an epoch."""
+    from_tier: _builtins.str
+    """The tier before; empty if there was none."""
+    to_tier: _builtins.str
+    """The tier now; empty if there is none."""
+    reason: Global___TierChangeReason.ValueType
+    """Why."""
+    growth: _builtins.int
+    """The growth that decided."""
+    @_builtins.property
+    def occur_time(self) -> _timestamp_pb2.Timestamp:
+        """When the fact happened."""
+
+    @_builtins.property
+    def valid_until_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when it is held at least, grace included; unset where there is none."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        occur_time: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.int = ...,
+        version: _builtins.int = ...,
+        from_tier: _builtins.str = ...,
+        to_tier: _builtins.str = ...,
+        reason: Global___TierChangeReason.ValueType = ...,
+        valid_until_time: _timestamp_pb2.Timestamp | None = ...,
+        growth: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time", "valid_until_time", b"valid_until_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "from_tier", b"from_tier", "growth", b"growth", "member_id", b"member_id", "occur_time", b"occur_time", "reason", b"reason", "to_tier", b"to_tier", "valid_until_time", b"valid_until_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TierChanged: _TypeAlias = TierChanged  # noqa: Y015
+
+@_typing.final
+class HoldPlaced(_message.Message):
+    """HoldPlaced says that points were set aside."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    OCCUR_TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    epoch: _builtins.int
+    """Rises when the service's database was restored from a backup."""
+    version: _builtins.int
+    """Rises by one with each event about the member, within an epoch."""
+    @_builtins.property
+    def occur_time(self) -> _timestamp_pb2.Timestamp:
+        """When the fact happened."""
+
+    @_builtins.property
+    def hold(self) -> _points_service_pb2.Hold:
+        """The hold."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        occur_time: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.int = ...,
+        version: _builtins.int = ...,
+        hold: _points_service_pb2.Hold | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "occur_time", b"occur_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "hold", b"hold", "member_id", b"member_id", "occur_time", b"occur_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldPlaced: _TypeAlias = HoldPlaced  # noqa: Y015
+
+@_typing.final
+class HoldRefused(_message.Message):
+    """HoldRefused says that points could not be set aside for what another service asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    OCCUR_TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REFERENCE_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    epoch: _builtins.int
+    """Rises when the service's database was restored from a backup."""
+    version: _builtins.int
+    """Rises by one with each event about the member, within an epoch."""
+    reference_id: _builtins.str
+    """What they were wanted for, the asking service's id."""
+    amount: _builtins.int
+    """Points that were wanted."""
+    reason: _builtins.str
+    """Why not, as in ErrorInfo, for instance `INSUFFICIENT_POINTS`."""
+    @_builtins.property
+    def occur_time(self) -> _timestamp_pb2.Timestamp:
+        """When the fact happened."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        occur_time: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.int = ...,
+        version: _builtins.int = ...,
+        reference_id: _builtins.str = ...,
+        amount: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "epoch", b"epoch", "member_id", b"member_id", "occur_time", b"occur_time", "reason", b"reason", "reference_id", b"reference_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldRefused: _TypeAlias = HoldRefused  # noqa: Y015
+
+@_typing.final
+class HoldCaptured(_message.Message):
+    """HoldCaptured says that a hold was spent, whole or in part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    OCCUR_TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    epoch: _builtins.int
+    """Rises when the service's database was restored from a backup."""
+    version: _builtins.int
+    """Rises by one with each event about the member, within an epoch."""
+    transaction_id: _builtins.str
+    """The transaction that spent it."""
+    @_builtins.property
+    def occur_time(self) -> _timestamp_pb2.Timestamp:
+        """When the fact happened."""
+
+    @_builtins.property
+    def hold(self) -> _points_service_pb2.Hold:
+        """The hold."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        occur_time: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.int = ...,
+        version: _builtins.int = ...,
+        hold: _points_service_pb2.Hold | None = ...,
+        transaction_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "occur_time", b"occur_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "hold", b"hold", "member_id", b"member_id", "occur_time", b"occur_time", "transaction_id", b"transaction_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldCaptured: _TypeAlias = HoldCaptured  # noqa: Y015
+
+@_typing.final
+class HoldReleased(_message.Message):
+    """HoldReleased says that a hold, or what was not captured of it, was given back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    OCCUR_TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    epoch: _builtins.int
+    """Rises when the service's database was restored from a backup."""
+    version: _builtins.int
+    """Rises by one with each event about the member, within an epoch."""
+    transaction_id: _builtins.str
+    """The transaction that gave it back."""
+    @_builtins.property
+    def occur_time(self) -> _timestamp_pb2.Timestamp:
+        """When the fact happened."""
+
+    @_builtins.property
+    def hold(self) -> _points_service_pb2.Hold:
+        """The hold."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        occur_time: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.int = ...,
+        version: _builtins.int = ...,
+        hold: _points_service_pb2.Hold | None = ...,
+        transaction_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "occur_time", b"occur_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "hold", b"hold", "member_id", b"member_id", "occur_time", b"occur_time", "transaction_id", b"transaction_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldReleased: _TypeAlias = HoldReleased  # noqa: Y015
+
+@_typing.final
+class SentPoints(_message.Message):
+    """SentPoints are points on their way, with the end they had."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    amount: _builtins.int
+    """How many."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """From this instant on they are gone; unset means never."""
+
+    def __init__(
+        self,
+        *,
+        amount: _builtins.int = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "expire_time", b"expire_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SentPoints: _TypeAlias = SentPoints  # noqa: Y015
+
+@_typing.final
+class TransferSent(_message.Message):
+    """TransferSent says that points left for another member."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    OCCUR_TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    TO_MEMBER_ID_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The sender."""
+    epoch: _builtins.int
+    """Rises when the service's database was restored from a backup."""
+    version: _builtins.int
+    """Rises by one with each event about the member, within an epoch."""
+    transfer_id: _builtins.str
+    """The sender's transaction, which names the transfer."""
+    to_member_id: _builtins.str
+    """Who gets them."""
+    @_builtins.property
+    def occur_time(self) -> _timestamp_pb2.Timestamp:
+        """When the fact happened."""
+
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___SentPoints]:
+        """The points."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        occur_time: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.int = ...,
+        version: _builtins.int = ...,
+        transfer_id: _builtins.str = ...,
+        to_member_id: _builtins.str = ...,
+        points: _abc.Iterable[Global___SentPoints] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "member_id", b"member_id", "occur_time", b"occur_time", "points", b"points", "to_member_id", b"to_member_id", "transfer_id", b"transfer_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferSent: _TypeAlias = TransferSent  # noqa: Y015
+
+@_typing.final
+class TransferRefused(_message.Message):
+    """TransferRefused says that points could not arrive; they go back to their sender."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    OCCUR_TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    FROM_MEMBER_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The receiver."""
+    epoch: _builtins.int
+    """Rises when the service's database was restored from a backup."""
+    version: _builtins.int
+    """Rises by one with each event about the member, within an epoch."""
+    transfer_id: _builtins.str
+    """The transfer."""
+    from_member_id: _builtins.str
+    """The sender."""
+    reason: _builtins.str
+    """Why, as in ErrorInfo."""
+    @_builtins.property
+    def occur_time(self) -> _timestamp_pb2.Timestamp:
+        """When the fact happened."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        occur_time: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.int = ...,
+        version: _builtins.int = ...,
+        transfer_id: _builtins.str = ...,
+        from_member_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "from_member_id", b"from_member_id", "member_id", b"member_id", "occur_time", b"occur_time", "reason", b"reason", "transfer_id", b"transfer_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferRefused: _TypeAlias = TransferRefused  # noqa: Y015
+
+@_typing.final
+class TransferReturned(_message.Message):
+    """TransferReturned says that sent points came back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    OCCUR_TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    TO_MEMBER_ID_FIELD_NUMBER: _builtins.int
+    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The sender."""
+    epoch: _builtins.int
+    """Rises when the service's database was restored from a backup."""
+    version: _builtins.int
+    """Rises by one with each event about the member, within an epoch."""
+    transfer_id: _builtins.str
+    """The transfer."""
+    to_member_id: _builtins.str
+    """Who did not get them."""
+    transaction_id: _builtins.str
+    """The transaction that brought them back."""
+    @_builtins.property
+    def occur_time(self) -> _timestamp_pb2.Timestamp:
+        """When the fact happened."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        occur_time: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.int = ...,
+        version: _builtins.int = ...,
+        transfer_id: _builtins.str = ...,
+        to_member_id: _builtins.str = ...,
+        transaction_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "member_id", b"member_id", "occur_time", b"occur_time", "to_member_id", b"to_member_id", "transaction_id", b"transaction_id", "transfer_id", b"transfer_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferReturned: _TypeAlias = TransferReturned  # noqa: Y015
+
+@_typing.final
+class RewardFulfilled(_message.Message):
+    """RewardFulfilled says that the points of a reward were credited."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    OCCUR_TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REWARD_ID_FIELD_NUMBER: _builtins.int
+    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    epoch: _builtins.int
+    """Rises when the service's database was restored from a backup."""
+    version: _builtins.int
+    """Rises by one with each event about the member, within an epoch."""
+    reward_id: _builtins.str
+    """The reward."""
+    transaction_id: _builtins.str
+    """The transaction that credited them."""
+    @_builtins.property
+    def occur_time(self) -> _timestamp_pb2.Timestamp:
+        """When the fact happened."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        occur_time: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.int = ...,
+        version: _builtins.int = ...,
+        reward_id: _builtins.str = ...,
+        transaction_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "member_id", b"member_id", "occur_time", b"occur_time", "reward_id", b"reward_id", "transaction_id", b"transaction_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RewardFulfilled: _TypeAlias = RewardFulfilled  # noqa: Y015
+
+@_typing.final
+class FulfilmentRefused(_message.Message):
+    """FulfilmentRefused says that the points of a reward cannot be credited."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    OCCUR_TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REWARD_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    epoch: _builtins.int
+    """Rises when the service's database was restored from a backup."""
+    version: _builtins.int
+    """Rises by one with each event about the member, within an epoch."""
+    reward_id: _builtins.str
+    """The reward."""
+    reason: _builtins.str
+    """Why, as in ErrorInfo."""
+    @_builtins.property
+    def occur_time(self) -> _timestamp_pb2.Timestamp:
+        """When the fact happened."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        occur_time: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.int = ...,
+        version: _builtins.int = ...,
+        reward_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "member_id", b"member_id", "occur_time", b"occur_time", "reason", b"reason", "reward_id", b"reward_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FulfilmentRefused: _TypeAlias = FulfilmentRefused  # noqa: Y015

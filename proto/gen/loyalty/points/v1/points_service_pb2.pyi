@@ -61,7 +61,7 @@ class _AccountEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Account.Value
     ACCOUNT_HELD: _Account.ValueType  # 3
     """The member's points that are set aside for an order in checkout."""
     ACCOUNT_OWED: _Account.ValueType  # 4
-    """The member's debt after a reversal."""
+    """What the member owes after a reversal. Alone among the accounts it rises when it is debited."""
     ACCOUNT_GROWTH: _Account.ValueType  # 5
     """The member's growth."""
     ACCOUNT_ISSUER_EARNED: _Account.ValueType  # 11
@@ -89,7 +89,7 @@ ACCOUNT_PENDING: Account.ValueType  # 2
 ACCOUNT_HELD: Account.ValueType  # 3
 """The member's points that are set aside for an order in checkout."""
 ACCOUNT_OWED: Account.ValueType  # 4
-"""The member's debt after a reversal."""
+"""What the member owes after a reversal. Alone among the accounts it rises when it is debited."""
 ACCOUNT_GROWTH: Account.ValueType  # 5
 """The member's growth."""
 ACCOUNT_ISSUER_EARNED: Account.ValueType  # 11
@@ -221,6 +221,86 @@ RULE_STACK_ADD: RuleStack.ValueType  # 1
 RULE_STACK_BEST: RuleStack.ValueType  # 2
 """Of all that say BEST only the one that gives most counts; ties go to the first."""
 Global___RuleStack: _TypeAlias = RuleStack  # noqa: Y015
+
+class _Clawback:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ClawbackEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Clawback.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CLAWBACK_UNSPECIFIED: _Clawback.ValueType  # 0
+    """Not set: as DEBT."""
+    CLAWBACK_DEBT: _Clawback.ValueType  # 1
+    """They are owed: every later credit pays them first, and until then nothing can be spent."""
+    CLAWBACK_CLAMP: _Clawback.ValueType  # 2
+    """They are written off."""
+    CLAWBACK_BLOCK: _Clawback.ValueType  # 3
+    """The refund or reversal is refused."""
+
+class Clawback(_Clawback, metaclass=_ClawbackEnumTypeWrapper):
+    """Clawback says what becomes of taken back points that their member has spent."""
+
+CLAWBACK_UNSPECIFIED: Clawback.ValueType  # 0
+"""Not set: as DEBT."""
+CLAWBACK_DEBT: Clawback.ValueType  # 1
+"""They are owed: every later credit pays them first, and until then nothing can be spent."""
+CLAWBACK_CLAMP: Clawback.ValueType  # 2
+"""They are written off."""
+CLAWBACK_BLOCK: Clawback.ValueType  # 3
+"""The refund or reversal is refused."""
+Global___Clawback: _TypeAlias = Clawback  # noqa: Y015
+
+class _HoldState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HoldStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HoldState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HOLD_STATE_UNSPECIFIED: _HoldState.ValueType  # 0
+    """Not set."""
+    HOLD_STATE_PLACED: _HoldState.ValueType  # 1
+    """The points are set aside."""
+    HOLD_STATE_CAPTURED: _HoldState.ValueType  # 2
+    """They were spent, whole or in part."""
+    HOLD_STATE_RELEASED: _HoldState.ValueType  # 3
+    """They were given back."""
+    HOLD_STATE_EXPIRED: _HoldState.ValueType  # 4
+    """The deadline passed, and they were given back."""
+
+class HoldState(_HoldState, metaclass=_HoldStateEnumTypeWrapper):
+    """HoldState is what became of a hold."""
+
+HOLD_STATE_UNSPECIFIED: HoldState.ValueType  # 0
+"""Not set."""
+HOLD_STATE_PLACED: HoldState.ValueType  # 1
+"""The points are set aside."""
+HOLD_STATE_CAPTURED: HoldState.ValueType  # 2
+"""They were spent, whole or in part."""
+HOLD_STATE_RELEASED: HoldState.ValueType  # 3
+"""They were given back."""
+HOLD_STATE_EXPIRED: HoldState.ValueType  # 4
+"""The deadline passed, and they were given back."""
+Global___HoldState: _TypeAlias = HoldState  # noqa: Y015
+
+class _TransferState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TransferStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TransferState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRANSFER_STATE_UNSPECIFIED: _TransferState.ValueType  # 0
+    """Not set."""
+    TRANSFER_STATE_IN_TRANSIT: _TransferState.ValueType  # 1
+    """They left the sender; `TransferReturned`, or the receiver's transaction, will say how it ended."""
+
+class TransferState(_TransferState, metaclass=_TransferStateEnumTypeWrapper):
+    """TransferState is where sent points are."""
+
+TRANSFER_STATE_UNSPECIFIED: TransferState.ValueType  # 0
+"""Not set."""
+TRANSFER_STATE_IN_TRANSIT: TransferState.ValueType  # 1
+"""They left the sender; `TransferReturned`, or the receiver's transaction, will say how it ended."""
+Global___TransferState: _TypeAlias = TransferState  # noqa: Y015
 
 @_typing.final
 class Expiry(_message.Message):
@@ -363,6 +443,72 @@ class EarnRule(_message.Message):
 Global___EarnRule: _TypeAlias = EarnRule  # noqa: Y015
 
 @_typing.final
+class Tier(_message.Message):
+    """Tier is a rung of the ladder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_ID_FIELD_NUMBER: _builtins.int
+    GROWTH_FIELD_NUMBER: _builtins.int
+    tier_id: _builtins.str
+    """Id of the tier; it is what `member.tier` reads."""
+    growth: _builtins.int
+    """The growth in the window that it takes."""
+    def __init__(
+        self,
+        *,
+        tier_id: _builtins.str = ...,
+        growth: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["growth", b"growth", "tier_id", b"tier_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tier: _TypeAlias = Tier  # noqa: Y015
+
+@_typing.final
+class TierLadder(_message.Message):
+    """TierLadder decides tiers by the growth in a window of local days. Who reaches a tier holds it at once, for
+    a period; when that and the grace are over, the growth since the period's window began decides anew.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLING_DAYS_FIELD_NUMBER: _builtins.int
+    CALENDAR_YEAR_FIELD_NUMBER: _builtins.int
+    GRACE_DAYS_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    rolling_days: _builtins.int
+    """The last so many local days; the period has the same length."""
+    calendar_year: _builtins.bool
+    """The calendar year; a tier is held to the end of the year after."""
+    grace_days: _builtins.int
+    """Local days for which a tier is kept after its period."""
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tier]:
+        """The tiers, ascending in growth; who reaches none has none."""
+
+    def __init__(
+        self,
+        *,
+        rolling_days: _builtins.int = ...,
+        calendar_year: _builtins.bool = ...,
+        grace_days: _builtins.int = ...,
+        tiers: _abc.Iterable[Global___Tier] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calendar_year", b"calendar_year", "rolling_days", b"rolling_days", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calendar_year", b"calendar_year", "grace_days", b"grace_days", "rolling_days", b"rolling_days", "tiers", b"tiers", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_window: _TypeAlias = _typing.Literal["rolling_days", "calendar_year"]  # noqa: Y015
+    _WhichOneofArgType_window: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_window) -> _WhichOneofReturnType_window | None: ...
+
+Global___TierLadder: _TypeAlias = TierLadder  # noqa: Y015
+
+@_typing.final
 class Programme(_message.Message):
     """Programme is the brand's rule book. One deployment is one programme."""
 
@@ -376,6 +522,10 @@ class Programme(_message.Message):
     EXPIRY_FIELD_NUMBER: _builtins.int
     PENDING_DAYS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    CLAWBACK_FIELD_NUMBER: _builtins.int
+    GRACE_DAYS_FIELD_NUMBER: _builtins.int
+    TRANSFERS_PER_DAY_FIELD_NUMBER: _builtins.int
+    TIER_LADDER_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Number of this version, rising by one. Output only."""
     time_zone: _builtins.str
@@ -384,6 +534,12 @@ class Programme(_message.Message):
     """ISO 4217 code of the orders it earns on. Fixed by the first transaction."""
     pending_days: _builtins.int
     """Points earned on a local day are usable from 00:00 this many days later; 0 means at once."""
+    clawback: Global___Clawback.ValueType
+    """What becomes of taken back points that were spent."""
+    grace_days: _builtins.int
+    """Local days that returned points live whose lot has expired meanwhile; 0 means 7."""
+    transfers_per_day: _builtins.int
+    """Points that a member may send to others on a local day; 0 means none."""
     @_builtins.property
     def effective_time(self) -> _timestamp_pb2.Timestamp:
         """From when it is in force; unset means now. Not before now when put."""
@@ -400,6 +556,10 @@ class Programme(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was put. Output only."""
 
+    @_builtins.property
+    def tier_ladder(self) -> Global___TierLadder:
+        """The tiers; unset means there are none."""
+
     def __init__(
         self,
         *,
@@ -411,10 +571,14 @@ class Programme(_message.Message):
         expiry: Global___Expiry | None = ...,
         pending_days: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        clawback: Global___Clawback.ValueType = ...,
+        grace_days: _builtins.int = ...,
+        transfers_per_day: _builtins.int = ...,
+        tier_ladder: Global___TierLadder | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effective_time", b"effective_time", "expiry", b"expiry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effective_time", b"effective_time", "expiry", b"expiry", "tier_ladder", b"tier_ladder"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "currency_code", b"currency_code", "earn_rules", b"earn_rules", "effective_time", b"effective_time", "expiry", b"expiry", "pending_days", b"pending_days", "time_zone", b"time_zone", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clawback", b"clawback", "create_time", b"create_time", "currency_code", b"currency_code", "earn_rules", b"earn_rules", "effective_time", b"effective_time", "expiry", b"expiry", "grace_days", b"grace_days", "pending_days", b"pending_days", "tier_ladder", b"tier_ladder", "time_zone", b"time_zone", "transfers_per_day", b"transfers_per_day", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -484,6 +648,8 @@ class Balance(_message.Message):
     TIER_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     EXPIRING_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    TIER_UNTIL_TIME_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     """The member."""
     available: _builtins.int
@@ -495,16 +661,22 @@ class Balance(_message.Message):
     owed: _builtins.int
     """Points owed after a reversal; later credits pay it first."""
     lifetime_earned: _builtins.int
-    """Points ever earned."""
+    """Points ever earned, without what was taken back."""
     growth: _builtins.int
     """Growth."""
     tier: _builtins.str
     """The tier held; empty while there is none."""
     version: _builtins.int
     """Rises by one with each event about the member."""
+    seq: _builtins.int
+    """Number of the member's last transaction."""
     @_builtins.property
     def expiring(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExpiringPoints]:
         """What expires next, soonest first, at most 24 dates."""
+
+    @_builtins.property
+    def tier_until_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when the tier is held at least; unset while there is none."""
 
     def __init__(
         self,
@@ -519,14 +691,64 @@ class Balance(_message.Message):
         tier: _builtins.str = ...,
         version: _builtins.int = ...,
         expiring: _abc.Iterable[Global___ExpiringPoints] | None = ...,
+        seq: _builtins.int = ...,
+        tier_until_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tier_until_time", b"tier_until_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "expiring", b"expiring", "growth", b"growth", "held", b"held", "lifetime_earned", b"lifetime_earned", "member_id", b"member_id", "owed", b"owed", "pending", b"pending", "tier", b"tier", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "expiring", b"expiring", "growth", b"growth", "held", b"held", "lifetime_earned", b"lifetime_earned", "member_id", b"member_id", "owed", b"owed", "pending", b"pending", "seq", b"seq", "tier", b"tier", "tier_until_time", b"tier_until_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Balance: _TypeAlias = Balance  # noqa: Y015
+
+@_typing.final
+class Hold(_message.Message):
+    """Hold is points set aside."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLD_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    CAPTURED_FIELD_NUMBER: _builtins.int
+    REFERENCE_ID_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    hold_id: _builtins.str
+    """Its id, `hold_` and a UUIDv7."""
+    member_id: _builtins.str
+    """The member."""
+    state: Global___HoldState.ValueType
+    """What became of it."""
+    amount: _builtins.int
+    """Points set aside."""
+    captured: _builtins.int
+    """Points spent of them."""
+    reference_id: _builtins.str
+    """The caller's reference."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """From this instant on it cannot be captured."""
+
+    def __init__(
+        self,
+        *,
+        hold_id: _builtins.str = ...,
+        member_id: _builtins.str = ...,
+        state: Global___HoldState.ValueType = ...,
+        amount: _builtins.int = ...,
+        captured: _builtins.int = ...,
+        reference_id: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "captured", b"captured", "expire_time", b"expire_time", "hold_id", b"hold_id", "member_id", b"member_id", "reference_id", b"reference_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hold: _TypeAlias = Hold  # noqa: Y015
 
 @_typing.final
 class ExpiringPoints(_message.Message):
@@ -579,7 +801,7 @@ class BalanceAfter(_message.Message):
     growth: _builtins.int
     """Growth."""
     lifetime_earned: _builtins.int
-    """Points ever earned."""
+    """Points ever earned, without what was taken back."""
     def __init__(
         self,
         *,
@@ -689,6 +911,7 @@ class Transaction(_message.Message):
     BALANCE_FIELD_NUMBER: _builtins.int
     PROGRAMME_VERSION_FIELD_NUMBER: _builtins.int
     PAYLOAD_HASH_FIELD_NUMBER: _builtins.int
+    HOLD_ID_FIELD_NUMBER: _builtins.int
     transaction_id: _builtins.str
     """Its id, `txn_` and a UUIDv7."""
     member_id: _builtins.str
@@ -702,9 +925,11 @@ class Transaction(_message.Message):
     activity_id: _builtins.str
     """The activity it is about, if any."""
     reference_id: _builtins.str
-    """The caller's reference, if any."""
+    """What it refers to, if anything: the caller's reference; of a CAPTURE or RELEASE the hold, of a REFUND the
+    refund, of a SEND the receiver, of a RECEIVE the sender's transaction.
+    """
     reverses_transaction_id: _builtins.str
-    """The transaction it undoes, if any."""
+    """The transaction it undoes, if any; of a REFUND the earn."""
     seq: _builtins.int
     """Number of the transaction in the member's ledger, from 1, without gaps."""
     hash: _builtins.bytes
@@ -713,6 +938,8 @@ class Transaction(_message.Message):
     """The version of the programme it was posted under; 0 where none matters."""
     payload_hash: _builtins.bytes
     """SHA-256 of what was asked, part of `hash`; empty where the service posted what had fallen due."""
+    hold_id: _builtins.str
+    """The hold that it placed, captured or released, if any."""
     @_builtins.property
     def occur_time(self) -> _timestamp_pb2.Timestamp:
         """When the fact happened."""
@@ -753,10 +980,11 @@ class Transaction(_message.Message):
         balance: Global___BalanceAfter | None = ...,
         programme_version: _builtins.int = ...,
         payload_hash: _builtins.bytes = ...,
+        hold_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "create_time", b"create_time", "occur_time", b"occur_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_id", b"activity_id", "balance", b"balance", "contributions", b"contributions", "create_time", b"create_time", "hash", b"hash", "kind", b"kind", "member_id", b"member_id", "occur_time", b"occur_time", "order_id", b"order_id", "payload_hash", b"payload_hash", "programme_version", b"programme_version", "reference_id", b"reference_id", "request_id", b"request_id", "reverses_transaction_id", b"reverses_transaction_id", "seq", b"seq", "transaction_id", b"transaction_id", "transfers", b"transfers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_id", b"activity_id", "balance", b"balance", "contributions", b"contributions", "create_time", b"create_time", "hash", b"hash", "hold_id", b"hold_id", "kind", b"kind", "member_id", b"member_id", "occur_time", b"occur_time", "order_id", b"order_id", "payload_hash", b"payload_hash", "programme_version", b"programme_version", "reference_id", b"reference_id", "request_id", b"request_id", "reverses_transaction_id", b"reverses_transaction_id", "seq", b"seq", "transaction_id", b"transaction_id", "transfers", b"transfers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -961,6 +1189,292 @@ class RedeemPointsRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RedeemPointsRequest: _TypeAlias = RedeemPointsRequest  # noqa: Y015
+
+@_typing.final
+class HoldPointsRequest(_message.Message):
+    """HoldPointsRequest sets points aside."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    REFERENCE_ID_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    request_id: _builtins.str
+    """The caller's id of this attempt, 1 to 64 printable characters, kept for retries; `~` is reserved."""
+    amount: _builtins.int
+    """How many points."""
+    reference_id: _builtins.str
+    """What they are set aside for, the caller's id."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """The deadline: after now, and at most 30 days ahead."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        amount: _builtins.int = ...,
+        reference_id: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "expire_time", b"expire_time", "member_id", b"member_id", "reference_id", b"reference_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldPointsRequest: _TypeAlias = HoldPointsRequest  # noqa: Y015
+
+@_typing.final
+class CaptureHoldRequest(_message.Message):
+    """CaptureHoldRequest spends a hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    HOLD_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    request_id: _builtins.str
+    """The caller's id of this attempt, 1 to 64 printable characters, kept for retries; `~` is reserved."""
+    hold_id: _builtins.str
+    """The hold."""
+    amount: _builtins.int
+    """How many points of it; 0 means all."""
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        hold_id: _builtins.str = ...,
+        amount: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "hold_id", b"hold_id", "member_id", b"member_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CaptureHoldRequest: _TypeAlias = CaptureHoldRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseHoldRequest(_message.Message):
+    """ReleaseHoldRequest gives a hold back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    HOLD_ID_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    request_id: _builtins.str
+    """The caller's id of this attempt, 1 to 64 printable characters, kept for retries; `~` is reserved."""
+    hold_id: _builtins.str
+    """The hold."""
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        hold_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold_id", b"hold_id", "member_id", b"member_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseHoldRequest: _TypeAlias = ReleaseHoldRequest  # noqa: Y015
+
+@_typing.final
+class GetHoldRequest(_message.Message):
+    """GetHoldRequest names a hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    HOLD_ID_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    hold_id: _builtins.str
+    """The hold."""
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        hold_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold_id", b"hold_id", "member_id", b"member_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHoldRequest: _TypeAlias = GetHoldRequest  # noqa: Y015
+
+@_typing.final
+class RefundOrderRequest(_message.Message):
+    """RefundOrderRequest tells of a refund of an order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REFUND_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    request_id: _builtins.str
+    """The caller's id of this attempt, 1 to 64 printable characters, kept for retries; `~` is reserved."""
+    @_builtins.property
+    def refund(self) -> _orders_pb2.Refund:
+        """The refund."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        refund: _orders_pb2.Refund | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refund", b"refund"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_id", b"member_id", "refund", b"refund", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundOrderRequest: _TypeAlias = RefundOrderRequest  # noqa: Y015
+
+@_typing.final
+class UnitAmount(_message.Message):
+    """UnitAmount is an amount of a unit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIT_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    unit: Global___Unit.ValueType
+    """What is counted."""
+    amount: _builtins.int
+    """How much."""
+    def __init__(
+        self,
+        *,
+        unit: Global___Unit.ValueType = ...,
+        amount: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnitAmount: _TypeAlias = UnitAmount  # noqa: Y015
+
+@_typing.final
+class ReverseTransactionRequest(_message.Message):
+    """ReverseTransactionRequest undoes a transaction."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    AMOUNTS_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    request_id: _builtins.str
+    """The caller's id of this attempt, 1 to 64 printable characters, kept for retries; `~` is reserved."""
+    transaction_id: _builtins.str
+    """The transaction."""
+    @_builtins.property
+    def amounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitAmount]:
+        """How much of which unit, each at most once; none means all that is left."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        transaction_id: _builtins.str = ...,
+        amounts: _abc.Iterable[Global___UnitAmount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amounts", b"amounts", "member_id", b"member_id", "request_id", b"request_id", "transaction_id", b"transaction_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReverseTransactionRequest: _TypeAlias = ReverseTransactionRequest  # noqa: Y015
+
+@_typing.final
+class TransferPointsRequest(_message.Message):
+    """TransferPointsRequest sends points to another member."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TO_MEMBER_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    request_id: _builtins.str
+    """The caller's id of this attempt, 1 to 64 printable characters, kept for retries; `~` is reserved."""
+    to_member_id: _builtins.str
+    """Who gets them."""
+    amount: _builtins.int
+    """How many points."""
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        to_member_id: _builtins.str = ...,
+        amount: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "member_id", b"member_id", "request_id", b"request_id", "to_member_id", b"to_member_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferPointsRequest: _TypeAlias = TransferPointsRequest  # noqa: Y015
+
+@_typing.final
+class TransferPointsResponse(_message.Message):
+    """TransferPointsResponse is the sender's side."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSACTION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    state: Global___TransferState.ValueType
+    """Where the points are."""
+    @_builtins.property
+    def transaction(self) -> Global___Transaction:
+        """The sender's transaction; its id names the transfer."""
+
+    def __init__(
+        self,
+        *,
+        transaction: Global___Transaction | None = ...,
+        state: Global___TransferState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["transaction", b"transaction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state", "transaction", b"transaction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferPointsResponse: _TypeAlias = TransferPointsResponse  # noqa: Y015
 
 @_typing.final
 class AdjustPointsRequest(_message.Message):
@@ -1498,9 +2012,31 @@ class ExportMemberResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class FactsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     BALANCE_FIELD_NUMBER: _builtins.int
     TRANSACTIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    HOLDS_FIELD_NUMBER: _builtins.int
+    FACTS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Token of the next page; empty at the end."""
     @_builtins.property
@@ -1511,16 +2047,26 @@ class ExportMemberResponse(_message.Message):
     def transactions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportedTransaction]:
         """Transactions, newest first, each with what is kept beside it."""
 
+    @_builtins.property
+    def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hold]:
+        """The holds that are open."""
+
+    @_builtins.property
+    def facts(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What other services told of the member, and holds now."""
+
     def __init__(
         self,
         *,
         balance: Global___Balance | None = ...,
         transactions: _abc.Iterable[Global___ExportedTransaction] | None = ...,
         next_page_token: _builtins.str = ...,
+        holds: _abc.Iterable[Global___Hold] | None = ...,
+        facts: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "next_page_token", b"next_page_token", "transactions", b"transactions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "facts", b"facts", "holds", b"holds", "next_page_token", b"next_page_token", "transactions", b"transactions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -58,6 +58,41 @@ class PointsServiceStub:
                 request_serializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.RedeemPointsRequest.SerializeToString,
                 response_deserializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.Transaction.FromString,
                 _registered_method=True)
+        self.HoldPoints = channel.unary_unary(
+                '/loyalty.points.v1.PointsService/HoldPoints',
+                request_serializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.HoldPointsRequest.SerializeToString,
+                response_deserializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.Transaction.FromString,
+                _registered_method=True)
+        self.CaptureHold = channel.unary_unary(
+                '/loyalty.points.v1.PointsService/CaptureHold',
+                request_serializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.CaptureHoldRequest.SerializeToString,
+                response_deserializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.Transaction.FromString,
+                _registered_method=True)
+        self.ReleaseHold = channel.unary_unary(
+                '/loyalty.points.v1.PointsService/ReleaseHold',
+                request_serializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.ReleaseHoldRequest.SerializeToString,
+                response_deserializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.Transaction.FromString,
+                _registered_method=True)
+        self.GetHold = channel.unary_unary(
+                '/loyalty.points.v1.PointsService/GetHold',
+                request_serializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.GetHoldRequest.SerializeToString,
+                response_deserializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.Hold.FromString,
+                _registered_method=True)
+        self.RefundOrder = channel.unary_unary(
+                '/loyalty.points.v1.PointsService/RefundOrder',
+                request_serializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.RefundOrderRequest.SerializeToString,
+                response_deserializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.Transaction.FromString,
+                _registered_method=True)
+        self.ReverseTransaction = channel.unary_unary(
+                '/loyalty.points.v1.PointsService/ReverseTransaction',
+                request_serializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.ReverseTransactionRequest.SerializeToString,
+                response_deserializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.Transaction.FromString,
+                _registered_method=True)
+        self.TransferPoints = channel.unary_unary(
+                '/loyalty.points.v1.PointsService/TransferPoints',
+                request_serializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.TransferPointsRequest.SerializeToString,
+                response_deserializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.TransferPointsResponse.FromString,
+                _registered_method=True)
         self.AdjustPoints = channel.unary_unary(
                 '/loyalty.points.v1.PointsService/AdjustPoints',
                 request_serializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.AdjustPointsRequest.SerializeToString,
@@ -150,6 +185,75 @@ class PointsServiceServicer:
         """Spends points, from the lots that expire first.
         Errors: FAILED_PRECONDITION `INSUFFICIENT_POINTS` (metadata `available`, `requested`) |
         `OCCUR_TIME_AHEAD`, PERMISSION_DENIED `BACKDATING_NEEDS_ADMIN`. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HoldPoints(self, request, context):
+        """Sets points aside for an order in checkout, until a deadline of at most 30 days. Their lots are pinned:
+        they do not expire while the hold lasts. The answer's hold_id names it.
+        Errors: FAILED_PRECONDITION `INSUFFICIENT_POINTS` | `HOLD_TIME_INVALID`. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CaptureHold(self, request, context):
+        """Spends a hold, whole or in part, also after its lots have expired; what is left of it is released.
+        Errors: NOT_FOUND `HOLD_UNKNOWN`, FAILED_PRECONDITION `HOLD_EXPIRED` (at its deadline or after) |
+        `HOLD_CLOSED` | `CAPTURE_EXCEEDS_HOLD`. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseHold(self, request, context):
+        """Gives a hold back to its lots; what of it has expired meanwhile is gone, and what is owed is paid first.
+        Errors: NOT_FOUND `HOLD_UNKNOWN`, FAILED_PRECONDITION `HOLD_EXPIRED` | `HOLD_CLOSED`. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetHold(self, request, context):
+        """Reads a hold. Errors: NOT_FOUND `HOLD_UNKNOWN`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RefundOrder(self, request, context):
+        """Takes back what an order earned too much by now that part of it, or all, was refunded. Refunds of an
+        order add up: however they are split, they take back what one refund of the whole would. The rules are
+        asked again about what remains, with what they saw of the member when it was earned. A refund is applied
+        once by its refund_id. What a later refund finds was taken back too much is given back.
+        Errors: NOT_FOUND `ORDER_UNKNOWN` (nothing was earned on it yet), ALREADY_EXISTS
+        `REFUND_ALREADY_APPLIED` (the same id with another body), INVALID_ARGUMENT `LINE_UNKNOWN`,
+        FAILED_PRECONDITION `REFUND_EXCEEDS_ORDER` (metadata `refundable`) | `CLAWBACK_BLOCKED` |
+        `OCCUR_TIME_AHEAD`, PERMISSION_DENIED `BACKDATING_NEEDS_ADMIN`. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReverseTransaction(self, request, context):
+        """Undoes an earn, redemption, capture or adjustment, whole or in part; never more than there was.
+        Points that were spent return to their very lots, the latest to expire first; where a lot has expired
+        meanwhile they come back for the programme's days of grace. Points that were earned are taken back: what
+        of them expired, what is left of them, what is pending, then other points; the rest by the programme's
+        clawback policy. Errors: NOT_FOUND `TRANSACTION_UNKNOWN`, FAILED_PRECONDITION `NOT_REVERSIBLE` |
+        `REVERSAL_EXCEEDS_TRANSACTION` (metadata `left`) | `CLAWBACK_BLOCKED`. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TransferPoints(self, request, context):
+        """Sends points to another member (转赠). They leave at once and arrive later, by a transaction of the
+        receiver; if they cannot, they come back to their lots. Lots keep their expiry.
+        Errors: INVALID_ARGUMENT `TRANSFER_TO_SELF`, FAILED_PRECONDITION `INSUFFICIENT_POINTS` |
+        `TRANSFERS_NOT_ALLOWED` | `TRANSFER_LIMIT` (metadata `left`). Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -258,6 +362,41 @@ def add_PointsServiceServicer_to_server(servicer, server):
                     servicer.RedeemPoints,
                     request_deserializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.RedeemPointsRequest.FromString,
                     response_serializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.Transaction.SerializeToString,
+            ),
+            'HoldPoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldPoints,
+                    request_deserializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.HoldPointsRequest.FromString,
+                    response_serializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.Transaction.SerializeToString,
+            ),
+            'CaptureHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.CaptureHold,
+                    request_deserializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.CaptureHoldRequest.FromString,
+                    response_serializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.Transaction.SerializeToString,
+            ),
+            'ReleaseHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseHold,
+                    request_deserializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.ReleaseHoldRequest.FromString,
+                    response_serializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.Transaction.SerializeToString,
+            ),
+            'GetHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHold,
+                    request_deserializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.GetHoldRequest.FromString,
+                    response_serializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.Hold.SerializeToString,
+            ),
+            'RefundOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefundOrder,
+                    request_deserializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.RefundOrderRequest.FromString,
+                    response_serializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.Transaction.SerializeToString,
+            ),
+            'ReverseTransaction': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReverseTransaction,
+                    request_deserializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.ReverseTransactionRequest.FromString,
+                    response_serializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.Transaction.SerializeToString,
+            ),
+            'TransferPoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.TransferPoints,
+                    request_deserializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.TransferPointsRequest.FromString,
+                    response_serializer=loyalty_dot_points_dot_v1_dot_points__service__pb2.TransferPointsResponse.SerializeToString,
             ),
             'AdjustPoints': grpc.unary_unary_rpc_method_handler(
                     servicer.AdjustPoints,
@@ -405,6 +544,195 @@ class PointsService:
             '/loyalty.points.v1.PointsService/RedeemPoints',
             loyalty_dot_points_dot_v1_dot_points__service__pb2.RedeemPointsRequest.SerializeToString,
             loyalty_dot_points_dot_v1_dot_points__service__pb2.Transaction.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldPoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loyalty.points.v1.PointsService/HoldPoints',
+            loyalty_dot_points_dot_v1_dot_points__service__pb2.HoldPointsRequest.SerializeToString,
+            loyalty_dot_points_dot_v1_dot_points__service__pb2.Transaction.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CaptureHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loyalty.points.v1.PointsService/CaptureHold',
+            loyalty_dot_points_dot_v1_dot_points__service__pb2.CaptureHoldRequest.SerializeToString,
+            loyalty_dot_points_dot_v1_dot_points__service__pb2.Transaction.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loyalty.points.v1.PointsService/ReleaseHold',
+            loyalty_dot_points_dot_v1_dot_points__service__pb2.ReleaseHoldRequest.SerializeToString,
+            loyalty_dot_points_dot_v1_dot_points__service__pb2.Transaction.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loyalty.points.v1.PointsService/GetHold',
+            loyalty_dot_points_dot_v1_dot_points__service__pb2.GetHoldRequest.SerializeToString,
+            loyalty_dot_points_dot_v1_dot_points__service__pb2.Hold.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefundOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loyalty.points.v1.PointsService/RefundOrder',
+            loyalty_dot_points_dot_v1_dot_points__service__pb2.RefundOrderRequest.SerializeToString,
+            loyalty_dot_points_dot_v1_dot_points__service__pb2.Transaction.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReverseTransaction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loyalty.points.v1.PointsService/ReverseTransaction',
+            loyalty_dot_points_dot_v1_dot_points__service__pb2.ReverseTransactionRequest.SerializeToString,
+            loyalty_dot_points_dot_v1_dot_points__service__pb2.Transaction.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TransferPoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loyalty.points.v1.PointsService/TransferPoints',
+            loyalty_dot_points_dot_v1_dot_points__service__pb2.TransferPointsRequest.SerializeToString,
+            loyalty_dot_points_dot_v1_dot_points__service__pb2.TransferPointsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,46 @@ class PointsServiceStub:
     Errors: FAILED_PRECONDITION `INSUFFICIENT_POINTS` (metadata `available`, `requested`) |
     `OCCUR_TIME_AHEAD`, PERMISSION_DENIED `BACKDATING_NEEDS_ADMIN`. Idempotent.
     """
+    HoldPoints: _grpc.UnaryUnaryMultiCallable[_points_service_pb2.HoldPointsRequest, _points_service_pb2.Transaction]
+    """Sets points aside for an order in checkout, until a deadline of at most 30 days. Their lots are pinned:
+    they do not expire while the hold lasts. The answer's hold_id names it.
+    Errors: FAILED_PRECONDITION `INSUFFICIENT_POINTS` | `HOLD_TIME_INVALID`. Idempotent.
+    """
+    CaptureHold: _grpc.UnaryUnaryMultiCallable[_points_service_pb2.CaptureHoldRequest, _points_service_pb2.Transaction]
+    """Spends a hold, whole or in part, also after its lots have expired; what is left of it is released.
+    Errors: NOT_FOUND `HOLD_UNKNOWN`, FAILED_PRECONDITION `HOLD_EXPIRED` (at its deadline or after) |
+    `HOLD_CLOSED` | `CAPTURE_EXCEEDS_HOLD`. Idempotent.
+    """
+    ReleaseHold: _grpc.UnaryUnaryMultiCallable[_points_service_pb2.ReleaseHoldRequest, _points_service_pb2.Transaction]
+    """Gives a hold back to its lots; what of it has expired meanwhile is gone, and what is owed is paid first.
+    Errors: NOT_FOUND `HOLD_UNKNOWN`, FAILED_PRECONDITION `HOLD_EXPIRED` | `HOLD_CLOSED`. Idempotent.
+    """
+    GetHold: _grpc.UnaryUnaryMultiCallable[_points_service_pb2.GetHoldRequest, _points_service_pb2.Hold]
+    """Reads a hold. Errors: NOT_FOUND `HOLD_UNKNOWN`."""
+    RefundOrder: _grpc.UnaryUnaryMultiCallable[_points_service_pb2.RefundOrderRequest, _points_service_pb2.Transaction]
+    """Takes back what an order earned too much by now that part of it, or all, was refunded. Refunds of an
+    order add up: however they are split, they take back what one refund of the whole would. The rules are
+    asked again about what remains, with what they saw of the member when it was earned. A refund is applied
+    once by its refund_id. What a later refund finds was taken back too much is given back.
+    Errors: NOT_FOUND `ORDER_UNKNOWN` (nothing was earned on it yet), ALREADY_EXISTS
+    `REFUND_ALREADY_APPLIED` (the same id with another body), INVALID_ARGUMENT `LINE_UNKNOWN`,
+    FAILED_PRECONDITION `REFUND_EXCEEDS_ORDER` (metadata `refundable`) | `CLAWBACK_BLOCKED` |
+    `OCCUR_TIME_AHEAD`, PERMISSION_DENIED `BACKDATING_NEEDS_ADMIN`. Idempotent.
+    """
+    ReverseTransaction: _grpc.UnaryUnaryMultiCallable[_points_service_pb2.ReverseTransactionRequest, _points_service_pb2.Transaction]
+    """Undoes an earn, redemption, capture or adjustment, whole or in part; never more than there was.
+    Points that were spent return to their very lots, the latest to expire first; where a lot has expired
+    meanwhile they come back for the programme's days of grace. Points that were earned are taken back: what
+    of them expired, what is left of them, what is pending, then other points; the rest by the programme's
+    clawback policy. Errors: NOT_FOUND `TRANSACTION_UNKNOWN`, FAILED_PRECONDITION `NOT_REVERSIBLE` |
+    `REVERSAL_EXCEEDS_TRANSACTION` (metadata `left`) | `CLAWBACK_BLOCKED`. Idempotent.
+    """
+    TransferPoints: _grpc.UnaryUnaryMultiCallable[_points_service_pb2.TransferPointsRequest, _points_service_pb2.TransferPointsResponse]
+    """Sends points to another member (转赠). They leave at once and arrive later, by a transaction of the
+    receiver; if they cannot, they come back to their lots. Lots keep their expiry.
+    Errors: INVALID_ARGUMENT `TRANSFER_TO_SELF`, FAILED_PRECONDITION `INSUFFICIENT_POINTS` |
+    `TRANSFERS_NOT_ALLOWED` | `TRANSFER_LIMIT` (metadata `left`). Idempotent.
+    """
     AdjustPoints: _grpc.UnaryUnaryMultiCallable[_points_service_pb2.AdjustPointsRequest, _points_service_pb2.Transaction]
     """Corrects a balance up or down, with a reason. The operator on record is the token's subject.
     Errors: FAILED_PRECONDITION `INSUFFICIENT_POINTS` | `INSUFFICIENT_GROWTH` | `OCCUR_TIME_AHEAD` |
@@ -123,6 +163,46 @@ class PointsServiceAsyncStub(PointsServiceStub):
     """Spends points, from the lots that expire first.
     Errors: FAILED_PRECONDITION `INSUFFICIENT_POINTS` (metadata `available`, `requested`) |
     `OCCUR_TIME_AHEAD`, PERMISSION_DENIED `BACKDATING_NEEDS_ADMIN`. Idempotent.
+    """
+    HoldPoints: _aio.UnaryUnaryMultiCallable[_points_service_pb2.HoldPointsRequest, _points_service_pb2.Transaction]  # type: ignore[assignment]
+    """Sets points aside for an order in checkout, until a deadline of at most 30 days. Their lots are pinned:
+    they do not expire while the hold lasts. The answer's hold_id names it.
+    Errors: FAILED_PRECONDITION `INSUFFICIENT_POINTS` | `HOLD_TIME_INVALID`. Idempotent.
+    """
+    CaptureHold: _aio.UnaryUnaryMultiCallable[_points_service_pb2.CaptureHoldRequest, _points_service_pb2.Transaction]  # type: ignore[assignment]
+    """Spends a hold, whole or in part, also after its lots have expired; what is left of it is released.
+    Errors: NOT_FOUND `HOLD_UNKNOWN`, FAILED_PRECONDITION `HOLD_EXPIRED` (at its deadline or after) |
+    `HOLD_CLOSED` | `CAPTURE_EXCEEDS_HOLD`. Idempotent.
+    """
+    ReleaseHold: _aio.UnaryUnaryMultiCallable[_points_service_pb2.ReleaseHoldRequest, _points_service_pb2.Transaction]  # type: ignore[assignment]
+    """Gives a hold back to its lots; what of it has expired meanwhile is gone, and what is owed is paid first.
+    Errors: NOT_FOUND `HOLD_UNKNOWN`, FAILED_PRECONDITION `HOLD_EXPIRED` | `HOLD_CLOSED`. Idempotent.
+    """
+    GetHold: _aio.UnaryUnaryMultiCallable[_points_service_pb2.GetHoldRequest, _points_service_pb2.Hold]  # type: ignore[assignment]
+    """Reads a hold. Errors: NOT_FOUND `HOLD_UNKNOWN`."""
+    RefundOrder: _aio.UnaryUnaryMultiCallable[_points_service_pb2.RefundOrderRequest, _points_service_pb2.Transaction]  # type: ignore[assignment]
+    """Takes back what an order earned too much by now that part of it, or all, was refunded. Refunds of an
+    order add up: however they are split, they take back what one refund of the whole would. The rules are
+    asked again about what remains, with what they saw of the member when it was earned. A refund is applied
+    once by its refund_id. What a later refund finds was taken back too much is given back.
+    Errors: NOT_FOUND `ORDER_UNKNOWN` (nothing was earned on it yet), ALREADY_EXISTS
+    `REFUND_ALREADY_APPLIED` (the same id with another body), INVALID_ARGUMENT `LINE_UNKNOWN`,
+    FAILED_PRECONDITION `REFUND_EXCEEDS_ORDER` (metadata `refundable`) | `CLAWBACK_BLOCKED` |
+    `OCCUR_TIME_AHEAD`, PERMISSION_DENIED `BACKDATING_NEEDS_ADMIN`. Idempotent.
+    """
+    ReverseTransaction: _aio.UnaryUnaryMultiCallable[_points_service_pb2.ReverseTransactionRequest, _points_service_pb2.Transaction]  # type: ignore[assignment]
+    """Undoes an earn, redemption, capture or adjustment, whole or in part; never more than there was.
+    Points that were spent return to their very lots, the latest to expire first; where a lot has expired
+    meanwhile they come back for the programme's days of grace. Points that were earned are taken back: what
+    of them expired, what is left of them, what is pending, then other points; the rest by the programme's
+    clawback policy. Errors: NOT_FOUND `TRANSACTION_UNKNOWN`, FAILED_PRECONDITION `NOT_REVERSIBLE` |
+    `REVERSAL_EXCEEDS_TRANSACTION` (metadata `left`) | `CLAWBACK_BLOCKED`. Idempotent.
+    """
+    TransferPoints: _aio.UnaryUnaryMultiCallable[_points_service_pb2.TransferPointsRequest, _points_service_pb2.TransferPointsResponse]  # type: ignore[assignment]
+    """Sends points to another member (转赠). They leave at once and arrive later, by a transaction of the
+    receiver; if they cannot, they come back to their lots. Lots keep their expiry.
+    Errors: INVALID_ARGUMENT `TRANSFER_TO_SELF`, FAILED_PRECONDITION `INSUFFICIENT_POINTS` |
+    `TRANSFERS_NOT_ALLOWED` | `TRANSFER_LIMIT` (metadata `left`). Idempotent.
     """
     AdjustPoints: _aio.UnaryUnaryMultiCallable[_points_service_pb2.AdjustPointsRequest, _points_service_pb2.Transaction]  # type: ignore[assignment]
     """Corrects a balance up or down, with a reason. The operator on record is the token's subject.
@@ -205,6 +285,88 @@ class PointsServiceServicer(metaclass=_abc_1.ABCMeta):
         """Spends points, from the lots that expire first.
         Errors: FAILED_PRECONDITION `INSUFFICIENT_POINTS` (metadata `available`, `requested`) |
         `OCCUR_TIME_AHEAD`, PERMISSION_DENIED `BACKDATING_NEEDS_ADMIN`. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def HoldPoints(
+        self,
+        request: _points_service_pb2.HoldPointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_points_service_pb2.Transaction, _abc.Awaitable[_points_service_pb2.Transaction]]:
+        """Sets points aside for an order in checkout, until a deadline of at most 30 days. Their lots are pinned:
+        they do not expire while the hold lasts. The answer's hold_id names it.
+        Errors: FAILED_PRECONDITION `INSUFFICIENT_POINTS` | `HOLD_TIME_INVALID`. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def CaptureHold(
+        self,
+        request: _points_service_pb2.CaptureHoldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_points_service_pb2.Transaction, _abc.Awaitable[_points_service_pb2.Transaction]]:
+        """Spends a hold, whole or in part, also after its lots have expired; what is left of it is released.
+        Errors: NOT_FOUND `HOLD_UNKNOWN`, FAILED_PRECONDITION `HOLD_EXPIRED` (at its deadline or after) |
+        `HOLD_CLOSED` | `CAPTURE_EXCEEDS_HOLD`. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseHold(
+        self,
+        request: _points_service_pb2.ReleaseHoldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_points_service_pb2.Transaction, _abc.Awaitable[_points_service_pb2.Transaction]]:
+        """Gives a hold back to its lots; what of it has expired meanwhile is gone, and what is owed is paid first.
+        Errors: NOT_FOUND `HOLD_UNKNOWN`, FAILED_PRECONDITION `HOLD_EXPIRED` | `HOLD_CLOSED`. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def GetHold(
+        self,
+        request: _points_service_pb2.GetHoldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_points_service_pb2.Hold, _abc.Awaitable[_points_service_pb2.Hold]]:
+        """Reads a hold. Errors: NOT_FOUND `HOLD_UNKNOWN`."""
+
+    @_abc_1.abstractmethod
+    def RefundOrder(
+        self,
+        request: _points_service_pb2.RefundOrderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_points_service_pb2.Transaction, _abc.Awaitable[_points_service_pb2.Transaction]]:
+        """Takes back what an order earned too much by now that part of it, or all, was refunded. Refunds of an
+        order add up: however they are split, they take back what one refund of the whole would. The rules are
+        asked again about what remains, with what they saw of the member when it was earned. A refund is applied
+        once by its refund_id. What a later refund finds was taken back too much is given back.
+        Errors: NOT_FOUND `ORDER_UNKNOWN` (nothing was earned on it yet), ALREADY_EXISTS
+        `REFUND_ALREADY_APPLIED` (the same id with another body), INVALID_ARGUMENT `LINE_UNKNOWN`,
+        FAILED_PRECONDITION `REFUND_EXCEEDS_ORDER` (metadata `refundable`) | `CLAWBACK_BLOCKED` |
+        `OCCUR_TIME_AHEAD`, PERMISSION_DENIED `BACKDATING_NEEDS_ADMIN`. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def ReverseTransaction(
+        self,
+        request: _points_service_pb2.ReverseTransactionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_points_service_pb2.Transaction, _abc.Awaitable[_points_service_pb2.Transaction]]:
+        """Undoes an earn, redemption, capture or adjustment, whole or in part; never more than there was.
+        Points that were spent return to their very lots, the latest to expire first; where a lot has expired
+        meanwhile they come back for the programme's days of grace. Points that were earned are taken back: what
+        of them expired, what is left of them, what is pending, then other points; the rest by the programme's
+        clawback policy. Errors: NOT_FOUND `TRANSACTION_UNKNOWN`, FAILED_PRECONDITION `NOT_REVERSIBLE` |
+        `REVERSAL_EXCEEDS_TRANSACTION` (metadata `left`) | `CLAWBACK_BLOCKED`. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def TransferPoints(
+        self,
+        request: _points_service_pb2.TransferPointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_points_service_pb2.TransferPointsResponse, _abc.Awaitable[_points_service_pb2.TransferPointsResponse]]:
+        """Sends points to another member (转赠). They leave at once and arrive later, by a transaction of the
+        receiver; if they cannot, they come back to their lots. Lots keep their expiry.
+        Errors: INVALID_ARGUMENT `TRANSFER_TO_SELF`, FAILED_PRECONDITION `INSUFFICIENT_POINTS` |
+        `TRANSFERS_NOT_ALLOWED` | `TRANSFER_LIMIT` (metadata `left`). Idempotent.
         """
 
     @_abc_1.abstractmethod

@@ -29,7 +29,7 @@ from services.points.commands import (
 )
 from services.points.domain import verbs
 from services.points.domain.earning import Scope
-from services.points.domain.ledger import Account, Gain, Member, Posting, new_member
+from services.points.domain.ledger import Gain, Member, Posting, new_member
 from services.points.errors import (
     CurrencyFixed,
     EffectiveTimePast,
@@ -52,19 +52,14 @@ async def post(
     waits for its cause, or was refused and that announced; or nothing was due), and says how many events
     went to the outbox.
     """
-    grown: set[str] = set()
-    while True:
-        seen = await store.lock(connection, _wanted(commands), at)
-        scene = Scene(seen, await _versions(connection, programmes, seen), epoch, at)
-        days = _days(commands, scene.programme, at)
-        if days:
-            seen.caps = await store.caps(connection, days)
-        await _load_growth(connection, scene, grown)
-        fold = Fold(scene)
-        answers = [fold.answer(command) for command in commands]
-        if scene.growth_wanted <= grown:
-            break
-        grown |= scene.growth_wanted  # what was folded is void: begin again, knowing more
+    seen = await store.lock(connection, _wanted(commands), at)
+    scene = Scene(seen, await _versions(connection, programmes, seen), epoch, at)
+    days = _days(commands, scene.programme, at)
+    if days:
+        seen.caps = await store.caps(connection, days)
+    await _load_growth(connection, scene)
+    fold = Fold(scene)
+    answers = [fold.answer(command) for command in commands]
     received = wall()
     await store.save(connection, fold.changes(), received)
     await store.OUTBOX.add(connection, fold.announcements, received)
@@ -79,23 +74,22 @@ async def _versions(connection: Connection, programmes: Programmes, seen: Seen) 
     return {version: programme for version, programme in found.items() if version and programme}
 
 
-async def _load_growth(connection: Connection, scene: Scene, grown: set[str]) -> None:
-    """Loads the growth per day of whose tier may change, as far back as it may count."""
+async def _load_growth(connection: Connection, scene: Scene) -> None:
+    """Loads the growth that may change a tier: per day where one ends, else in all of today's window."""
     ladder = None if scene.programme is None else scene.programme.terms.ladder
     if ladder is None:
         return
-    since = ladder.window(scene.terms.local_day(scene.at))
-    chosen: list[Member] = []
+    window = since = ladder.window(scene.terms.local_day(scene.at))
+    ending: list[Member] = []
+    climbing: list[Member] = []
     for member in scene.seen.members.values():
-        takes = ladder.next_growth(member.tier)
-        ends = member.tier_until is not None and member.tier_until <= scene.at
-        near = takes is not None and member.balances[Account.GROWTH] >= takes
-        if ends or near or member.member_id in grown:
-            chosen.append(member)
-        if ends and member.tier_until is not None:
+        if member.tier_until is not None and member.tier_until <= scene.at:
+            ending.append(member)
             since = min(since, ladder.judged_since(member.tier_until))
-    if chosen:
-        await store.load_growth(connection, chosen, since)
+        elif ladder.next_growth(member.tier) is not None:
+            climbing.append(member)
+    await store.load_growth(connection, ending, since)
+    await store.sum_growth(connection, climbing, window)
 
 
 async def programme_in_force(

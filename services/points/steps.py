@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -37,6 +37,7 @@ from services.points.domain.ledger import (
     Fact,
     Gain,
     Hold,
+    HoldState,
     Member,
     Posting,
     Terms,
@@ -71,15 +72,13 @@ FACT_KEPT = timedelta(days=90)  # after its end; as long as an event about it ma
 class Scene:
     """What the commands of a batch see: the locked state, the time, and the programme.
 
-    `programmes` are the versions in force now and when what is refunded was earned. Members whose growth per
-    day was needed and is not there are in `growth_wanted`: then what was folded is void.
+    `programmes` are the versions in force now and when what is refunded was earned.
     """
 
     seen: Seen
     programmes: Mapping[int, Programme]
     epoch: int
     at: datetime
-    growth_wanted: set[str] = field(default_factory=set)
 
     @property
     def programme(self) -> Programme | None:
@@ -136,8 +135,6 @@ class Step:
         """Posts what has fallen due."""
         scene, member = self._scene, self.member
         terms = None if scene.programme is None else scene.programme.terms
-        if member.tier_until is not None and member.tier_until <= scene.at and terms and terms.ladder:
-            self._need_growth()
         for moment, fallen in verbs.due(member, scene.at, terms):
             match fallen:
                 case Posting():
@@ -232,12 +229,14 @@ class Step:
 
     # --- holds ----------------------------------------------------------------------------------------
 
-    def _close_hold(self, command: CloseHold) -> Transaction:
+    def _close_hold(self, command: CloseHold) -> Transaction | None:
         seq = number_of(command.hold_id) if command.hold_id else 0
         if command.placed_by:
             placed = self._seen.requests.get((command.member_id, command.placed_by))
             seq = placed.seq if placed is not None else 0
         held = next((hold for hold in self.member.holds if hold.seq == seq), None)
+        if command.placed_by and command.capture is None and (held is None or held.state in _LET_GO):
+            return None  # who releases by event cannot know that it was refused, or that it lapsed
         if held is None or command.hold_id not in ("", held.hold_id):
             raise HoldUnknown(hold_id=command.hold_id)
         if command.capture is None:
@@ -301,6 +300,7 @@ class Step:
                 reference_id=row.refund_id,
                 undoes=self._earn_of(row),
             )
+            self._seen.requests[row.member_id, request_id] = transaction
             row.seq, row.body = transaction.seq, None
             self.rows.append(row)
 
@@ -538,17 +538,13 @@ class Step:
         takes, growth = ladder.next_growth(member.tier), member.balances[Account.GROWTH]
         if takes is None or growth < takes:
             return
-        days = self._need_growth()
-        change = ladder.promotion(member.tier, growth, days, self._scene.terms.local_day(self._scene.at))
+        assert member.growth_days is not None  # noqa: S101 - loaded below the highest rung
+        change = ladder.promotion(
+            member.tier, growth, member.growth_days, self._scene.terms.local_day(self._scene.at)
+        )
         if change is not None:
             verbs.change_tier(member, change)
             self._announce(events.tier_changed, change, self._scene.at)
-
-    def _need_growth(self) -> dict[date, int]:
-        if self.member.growth_days is None:
-            self._scene.growth_wanted.add(self.member.member_id)
-            return {}
-        return self.member.growth_days
 
     def _announce(self, make: events.Make, what: Any, occur: datetime) -> None:
         """Announces something besides a transaction; each event about the member has a version of its own."""
@@ -560,6 +556,7 @@ class Step:
 
 
 _NOTHING = Balances()
+_LET_GO = (HoldState.RELEASED, HoldState.EXPIRED)
 
 
 def _never_given(request_id: str) -> str:

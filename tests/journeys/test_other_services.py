@@ -332,6 +332,18 @@ async def test_points_for_a_card_that_are_not_there_are_refused_by_an_event(
     assert await letters(house, publisher) == []
 
 
+async def test_a_release_of_what_was_refused_is_no_dead_letter(
+    house: House, points: Points, publisher: Publisher
+) -> None:
+    member = fresh("member")
+    points.adjust(member, 79)
+    wanted = ordered(member, NOON, 80)
+    await publisher.tell(wanted, settled(wanted, NOON, cards.CARD_ORDER_OUTCOME_RELEASE))
+    await heard(house, member, HoldRefused, 1)
+    assert await letters(house, publisher) == []
+    assert points.balance(member).available == 79
+
+
 async def test_points_cannot_be_held_beyond_their_time(
     house: House, points: Points, publisher: Publisher
 ) -> None:

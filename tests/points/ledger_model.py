@@ -511,8 +511,9 @@ class Book:
         anything = False
         while (moment := min(self.moments(), default=FOREVER)) <= at:
             anything = True
-            ended = [pot for pot in self.pots if pot.left and not pot.gone and pot.ends <= moment]
-            begun = [pot for pot in self.pots if pot.left and pot.begins and pot.begins <= moment]
+            live = [pot for pot in self.pots if pot.left and not pot.gone]
+            ended = [pot for pot in live if pot.ends <= moment]
+            begun = [pot for pot in live if pot.begins is not None and pot.begins <= moment]
             lapsed = [hold for hold in self.holds if hold.state == "PLACED" and hold.deadline <= moment]
             if ended:
                 for pot in ended:
@@ -678,13 +679,16 @@ class Book:
     def _close_hold(self, command: CloseHold) -> Past | Effect:
         named = command.hold_id.replace("hold_", "txn_")
         found = [h for h in self.holds if named == h.transaction_id or command.placed_by == h.request_id]
+        releases = command.capture is None
+        if releases and command.placed_by and all(h.state in ("RELEASED", "EXPIRED") for h in found):
+            return Effect.NOTHING
         if not found:
             raise Refused(HoldUnknown)
         (hold,) = found
         if hold.state != "PLACED":
             raise Refused(HoldExpired if hold.state == "EXPIRED" else HoldClosed)
         whole = sum(part for _, part in hold.parts)
-        if command.capture is None:
+        if releases:
             hold.state = "RELEASED"
             self._let_go(hold.parts, self.now)
             self.announced.append(("HoldReleased", "RELEASED"))

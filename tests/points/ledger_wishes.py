@@ -90,7 +90,7 @@ SPEND = st.one_of(
     _wish("adjust", WHO, UNITS, st.integers(-60, -1), AGES),
     _wish("hold", WHO, AMOUNTS, DEADLINES, HOW),
     _wish("hold", WHO, AMOUNTS, DEADLINES, HOW),
-    _wish("overspend", WHO, st.integers(1, 30)),
+    _wish("overspend", WHO, st.integers(1, 30), st.none() | BASKETS),
     _wish("send", WHO, st.one_of(st.integers(1, 15), AMOUNTS), SELDOM),
 )
 FOLLOW = st.one_of(
@@ -229,13 +229,21 @@ class Clerk:
     def _redeem(self, who: int, amount: int | str) -> Iterator[Command]:
         yield Redeem(**self._common(who), amount=self._amount(who, amount), reference_id="a meal")
 
-    def _overspend(self, who: int, amount: int) -> Iterator[Command]:
-        """Spends everything and what was given by mistake, which is then taken back."""
-        (gift,) = self._adjust(who, Unit.POINTS, amount, 0)
+    def _overspend(self, who: int, amount: int, basket: Any) -> Iterator[Command]:
+        """Spends everything with what was given by mistake and is then taken back.
+
+        With a basket half the gift is set aside until what is bought now may be usable: at one moment.
+        """
+        (gift,) = self._adjust(who, Unit.POINTS, 2 * amount, 0)
         yield gift
-        available = self.books[self.members[who]].available
-        yield Redeem(**self._common(who), amount=available + amount, reference_id="a feast")
+        spent = self.books[self.members[who]].available + 2 * amount
+        if basket is not None:
+            yield from self._hold(who, amount, ("midnight", 3), "call")
+            spent -= amount
+        yield Redeem(**self._common(who), amount=spent, reference_id="a feast")
         yield Reverse(**self._common(who, "event"), made_by=gift.request_id)
+        if basket is not None:
+            yield from self._buy(who, basket, 0, "call")
 
     def _hold(self, who: int, amount: int | str, until: tuple[str, int], how: str) -> Iterator[Command]:
         deadline = self._deadline(who, until)

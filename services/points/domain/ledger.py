@@ -357,7 +357,7 @@ class Member:
     lots: list[Lot] = field(default_factory=list)
     holds: list[Hold] = field(default_factory=list)
     growth_days: dict[date, int] | None = None
-    """Growth per local day of the tier's window; None where it is not loaded."""
+    """Growth per local day of the tier's window, or its sum as of the first; None where it is not loaded."""
     unloaded_due_time: datetime | None = None
     """When the first of what is not loaded falls due; whoever loads it takes this away."""
 

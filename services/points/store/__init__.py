@@ -1,6 +1,6 @@
 """Every SQL statement of the service, and rows to domain and back."""
 
-from services.points.store.batch import load_growth, lock, save
+from services.points.store.batch import load_growth, lock, save, sum_growth
 from services.points.store.boxes import DEAD_LETTERS, INBOX, INBOX_KEPT, OUTBOX, OUTBOX_KEPT, REQUESTS
 from services.points.store.erasure import erase
 from services.points.store.programmes import (
@@ -58,5 +58,6 @@ __all__ = [
     "programme_page",
     "read_members",
     "save",
+    "sum_growth",
     "to_transaction",
 ]

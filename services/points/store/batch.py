@@ -69,6 +69,12 @@ def _statements_about_members() -> dict[str, Statement]:
             .join_from(given, t.growth_days, mine(t.growth_days))
             .where(t.growth_days.c.day >= sa.bindparam("since", type_=sa.Date))
         ),
+        "growth sum": Statement(
+            sa.select(t.growth_days.c.member_id, sa.func.sum(t.growth_days.c.amount).label("amount"))
+            .join_from(given, t.growth_days, mine(t.growth_days))
+            .where(t.growth_days.c.day >= sa.bindparam("since", type_=sa.Date))
+            .group_by(t.growth_days.c.member_id)
+        ),
     }
 
 
@@ -145,6 +151,16 @@ async def load_growth(connection: Connection, members: Sequence[Member], since: 
         days = by_id[row["member_id"]].growth_days
         assert days is not None  # noqa: S101 - made above
         days[row["day"]] = row["amount"]
+
+
+async def sum_growth(connection: Connection, members: Sequence[Member], since: date) -> None:
+    """Loads the members' growth from a day on, as if all of it were that day's."""
+    by_id = {member.member_id: member for member in members}
+    for member in members:
+        member.growth_days = {}
+    old = [member.member_id for member in members if member.seq]
+    for row in await _MEMBERS["growth sum"].fetch_rows(connection, keys(old), since=since):
+        by_id[row["member_id"]].growth_days = {since: int(row["amount"])}
 
 
 async def _load_known(connection: Connection, wanted: Wanted, seen: Seen) -> None:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 _FORMAT = struct.Struct("<q")  # microseconds since 1970-01-01T00:00:00Z; eight aligned bytes are read whole
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _SETTLED = ".settled."
 
 
@@ -25,7 +26,7 @@ def wall() -> datetime:
 
 def to_micros(at: datetime) -> int:
     """Whole microseconds since the Unix epoch, exactly."""
-    return (at - _EPOCH) // timedelta(microseconds=1)
+    return (at - _EPOCH) // _MICROSECOND
 
 
 def from_micros(micros: int) -> datetime:

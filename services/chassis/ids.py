@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import zlib
+from functools import lru_cache
 
 import uuid_utils
 
 BUCKETS = 1024
+REMEMBERED = 65_536  # entities whose bucket a process keeps in mind: a write asks for it a dozen times
 
 
+@lru_cache(REMEMBERED)
 def bucket(entity_key: str) -> int:
     """The partition that a member (or another entity) belongs to: crc32 modulo 1,024."""
     return zlib.crc32(entity_key.encode()) % BUCKETS

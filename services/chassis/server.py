@@ -30,6 +30,7 @@ MAX_CONCURRENT = 8192  # calls; gather sheds long before, this is the last wall
 READY_EVERY = 1.0  # seconds between looks at the database
 COLLECT_AFTER = (50_000, 20, 20)  # allocations, and collections of the generation below
 RESTART_PAUSE = 1.0  # seconds before background work that broke is started again
+CANCEL_AGAIN = 2.0  # seconds until background work that goes on is told once more to end
 
 OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -123,9 +124,7 @@ async def serve(settings: ServiceSettings, build: Callable[[], Awaitable[Parts]]
     log.info("stopping")
     await state.enter_graceful_shutdown()
     await front.stop(settings.stop_grace)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await _end(tasks)
     for close in parts.close:
         await close()
     await health_server.stop(0)
@@ -197,6 +196,17 @@ async def _supervise(name: str, work: Callable[[], Coroutine[Any, Any, None]]) -
         except Exception:
             log.exception("background_work_broke", name=name)
         await asyncio.sleep(RESTART_PAUSE)
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancels until all have ended: a cancellation that meets an answer is lost in `asyncio.wait_for`
+    (before Python 3.12), and one that meets a flush in nats-py."""
+    running = set(tasks)
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def process_name(service: str) -> str:

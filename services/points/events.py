@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf.message import Message
@@ -48,8 +49,9 @@ HOLD_STATES = {state: pb.HoldState.Value(f"HOLD_STATE_{state}") for state in Hol
 TIER_REASONS = {reason: epb.TierChangeReason.Value(f"TIER_CHANGE_REASON_{reason}") for reason in TierReason}
 
 
+@lru_cache(1024)  # a batch has few instants, and each is in several messages
 def timestamp(at: datetime) -> Timestamp:
-    """An instant as a Timestamp."""
+    """An instant as a Timestamp, to be put into a message, never changed."""
     seconds, micros = divmod(to_micros(at), 1_000_000)
     return Timestamp(seconds=seconds, nanos=micros * 1000)
 

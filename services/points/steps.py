@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -120,7 +119,7 @@ class Step:
         self._seen = scene.seen
         self._command = command
         self._occur = occur
-        self.member = _copy(member)
+        self.member = member.copy()
         self.entries: list[Entry] = []
         self.events: list[outbox.Event] = []
         self.touched: set[tuple[int, int]] = set()
@@ -562,14 +561,3 @@ _LET_GO = (HoldState.RELEASED, HoldState.EXPIRED)
 def _never_given(request_id: str) -> str:
     """Among a member's facts: what was asked for with this request is not to be given any more."""
     return f"never/{request_id}"
-
-
-def _copy(member: Member) -> Member:
-    """A working copy: what folds over it is dropped if the command is refused."""
-    working = copy(member)
-    working.balances = dict(member.balances)
-    working.lots = [copy(lot) for lot in member.lots]
-    working.holds = [copy(hold) for hold in member.holds]
-    if member.growth_days is not None:
-        working.growth_days = dict(member.growth_days)
-    return working

@@ -20,6 +20,7 @@ MAX_BALANCE = 10**18
 HASH_VERSION = 1
 NEVER = datetime(9999, 12, 31, tzinfo=UTC)
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 NOTICES = (timedelta(days=30), timedelta(days=7))  # how long before points expire their member is told
 
 
@@ -124,20 +125,35 @@ class Lot:
         return self.expires_at is not None and self.expires_at <= at
 
     def notices(self, after: datetime) -> list[datetime]:
-        """When its member is still to be told that it expires."""
+        """When its member is still to be told that it expires, in order."""
         ends = self.expires_at
         return [] if ends is None else [ends - ahead for ahead in NOTICES if ends - ahead > after]
 
     def due_time(self, told: datetime) -> datetime | None:
         """When something happens to it by itself; `told` is until when notices were given."""
-        if not self.free or (self.expires_at is None and not self.pending):
+        ends = self.expires_at
+        if self.remaining == self.held or (ends is None and not self.pending):
             return None
-        times = self.notices(told)
-        if self.expires_at is not None:
-            times.append(self.expires_at)
-        if self.pending:
-            times.append(self.available_at)
-        return min(times)
+        if ends is not None:  # the longest notice is the first
+            ends = next((ends - ahead for ahead in NOTICES if ends - ahead > told), ends)
+        if not self.pending:
+            return ends
+        return self.available_at if ends is None else min(ends, self.available_at)
+
+    def copy(self) -> Lot:
+        """One to work on. Written out, as this is done for every lot of every command."""
+        return Lot(
+            self.seq,
+            self.part,
+            self.pending,
+            self.available_at,
+            self.expires_at,
+            self.amount,
+            self.remaining,
+            self.held,
+            self.expired,
+            self.stored,
+        )
 
 
 class HoldState(StrEnum):
@@ -361,6 +377,28 @@ class Member:
     unloaded_due_time: datetime | None = None
     """When the first of what is not loaded falls due; whoever loads it takes this away."""
 
+    def copy(self) -> Member:
+        """A working copy: what folds over it leaves this one as it was."""
+        return Member(
+            self.member_id,
+            self.balances.copy(),
+            self.lifetime_earned,
+            self.seq,
+            self.head_hash,
+            self.version,
+            self.tier,
+            self.tier_until,
+            self.last_time,
+            self.told_until,
+            self.next_due_time,
+            self.facts,
+            self.waiting,
+            [lot.copy() for lot in self.lots],
+            [replace(hold) for hold in self.holds],
+            None if self.growth_days is None else self.growth_days.copy(),
+            self.unloaded_due_time,
+        )
+
     @property
     def available(self) -> int:
         """Points that can be spent."""
@@ -423,10 +461,10 @@ class Member:
 
     def look_ahead(self) -> None:
         """Works out when something next happens to the member by itself."""
-        times = [self.unloaded_due_time, self.tier_until]
-        times += [lot.due_time(self.told_until) for lot in self.lots]
+        told = self.told_until
+        times = [self.unloaded_due_time, self.tier_until, *[lot.due_time(told) for lot in self.lots]]
         times += [hold.expire_time for hold in self.holds if hold.state is HoldState.PLACED]
-        self.next_due_time = min((time for time in times if time is not None), default=None)
+        self.next_due_time = min([time for time in times if time is not None], default=None)
 
 
 def new_member(member_id: str) -> Member:
@@ -482,14 +520,14 @@ def transaction_hash(previous: bytes, transaction: Transaction) -> bytes:
         _micros(t.create_time),
         str(t.programme_version),
         str(len(t.transfers)),
-        *(f"{m.unit} {m.debit} {m.credit} {m.amount}" for m in t.transfers),
+        *[" ".join((m.unit, m.debit, m.credit, str(m.amount))) for m in t.transfers],
         str(len(t.contributions)),
-        *(f"{c.rule_id} {c.unit} {c.amount} {c.error}" for c in t.contributions),
+        *[" ".join((c.rule_id, c.unit, str(c.amount), c.error)) for c in t.contributions],
         f"{b.available} {b.pending} {b.held} {b.owed} {b.growth} {b.lifetime_earned}",
     ]
-    encoded = [text.encode() for text in fields]
-    return hashlib.sha256(previous + b"".join(b"%d:%b," % (len(e), e) for e in encoded)).digest()
+    netstrings = [f"{len(text if text.isascii() else text.encode())}:{text}," for text in fields]
+    return hashlib.sha256(previous + "".join(netstrings).encode()).digest()
 
 
 def _micros(at: datetime) -> str:
-    return str((at - LONG_AGO) // timedelta(microseconds=1))
+    return str((at - LONG_AGO) // _MICROSECOND)

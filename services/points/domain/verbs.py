@@ -15,6 +15,7 @@ from services.points.domain.ledger import (
     NOTICES,
     Account,
     Contribution,
+    Expiry,
     Gain,
     Hold,
     HoldState,
@@ -151,22 +152,24 @@ def earn(member: Member, gains: Sequence[Gain], terms: Terms, occur: datetime) -
     """Credits what the rules give: a lot for each expiry among the points, growth at once."""
     posting = Posting(TransactionKind.EARN, programme_version=terms.version)
     posting.contributions = [Contribution(g.rule_id, g.unit, g.amount, g.error) for g in gains]
-    ends: dict[datetime | None, int] = {}
+    amounts: dict[Expiry | None, int] = {}
     growth = 0
-    day = terms.local_day(occur)
+    day = posting.growth_day = terms.local_day(occur)
     for gain in gains:
         if gain.unit is Unit.GROWTH:
             growth += gain.amount
         elif gain.amount:
             expiry = gain.expiry or terms.expiry
-            end = expiry.ends(day, terms.zone) if expiry else None
-            ends[end] = ends.get(end, 0) + gain.amount
+            amounts[expiry] = amounts.get(expiry, 0) + gain.amount
+    ends: dict[datetime | None, int] = {}
+    for expiry, amount in amounts.items():
+        end = expiry.ends(day, terms.zone) if expiry else None
+        ends[end] = ends.get(end, 0) + amount
     check_limit(member, sum(ends.values()), growth)
     if terms.pending_days:
         usable = local_midnight(day + timedelta(days=terms.pending_days), terms.zone)
         lots = new_lots(member, posting, ends.items(), usable, pending=True)
-        amount = sum(lot.amount for lot in lots)
-        posting.move(Unit.POINTS, Account.ISSUER_EARNED, Account.PENDING, amount)
+        posting.move(Unit.POINTS, Account.ISSUER_EARNED, Account.PENDING, sum(lot.amount for lot in lots))
     else:
         lots = new_lots(member, posting, ends.items(), occur)
         credit(member, posting, Account.ISSUER_EARNED, [(lot, lot.amount) for lot in lots], occur)

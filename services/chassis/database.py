@@ -174,7 +174,7 @@ class Database:
                     "application_name": name,
                     "timezone": "UTC",
                     "jit": "off",
-                    "random_page_cost": "1.1",  # as on any SSD: a hundred keys are looked up, no table is read
+                    "random_page_cost": "1.1",  # as on any SSD: keys are looked up, no table is read
                     "statement_timeout": str(int(STATEMENT_TIMEOUT * 1000)),
                     "lock_timeout": str(int(LOCK_TIMEOUT * 1000)),
                     "idle_in_transaction_session_timeout": str(int(IDLE_TIMEOUT * 1000)),

@@ -13,6 +13,7 @@ from loyalty.points.v1 import points_service_pb2 as pb
 MEMBERS = 10_000
 LOTS = 20  # of each member that redeems
 LOT = 1_000  # points
+GROWTH = 2_000  # that a member has at most to begin with; the highest rung takes half of it
 REDEEMED = 130  # points a call: one in eight takes from two lots
 BATCH = 100  # items of a BatchPost
 ORDERS = 200  # different ones
@@ -62,13 +63,17 @@ def balances() -> Iterator[bytes]:
 
 
 def openings(savers: list[str]) -> Iterator[bytes]:
-    """Fixed earns that make every member known and give each saver its lots."""
-    owners = [*members(), *(saver for saver in savers for _ in range(LOTS))]
-    fixed = pb.FixedEarn(unit=pb.UNIT_POINTS, amount=LOT)
-    earns = [pb.EarnPointsRequest(member_id=owner, request_id=_fresh("o"), fixed=fixed) for owner in owners]
+    """Fixed earns that put every member somewhere on the ladder of tiers, and give each saver its lots."""
+    earns = [_fixed(saver, pb.UNIT_POINTS, LOT) for saver in savers for _ in range(LOTS)]
+    earns += [_fixed(member, pb.UNIT_GROWTH, _random.randint(1, GROWTH)) for member in members()]
     for at in range(0, len(earns), BATCH):
         items = (pb.BatchPostItem(earn=earn) for earn in earns[at : at + BATCH])
         yield pb.BatchPostRequest(items=items).SerializeToString()
+
+
+def _fixed(member: str, unit: pb.Unit.ValueType, amount: int) -> pb.EarnPointsRequest:
+    fixed = pb.FixedEarn(unit=unit, amount=amount)
+    return pb.EarnPointsRequest(member_id=member, request_id=_fresh("o"), fixed=fixed)
 
 
 def _earns() -> Iterator[pb.EarnPointsRequest]:

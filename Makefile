@@ -9,7 +9,7 @@ PROTOS = $(shell find proto/loyalty proto/buf -name '*.proto')
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up proto proto-check lint test bench chaos demo clean lock
+.PHONY: help setup up proto proto-check lint test bench soak chaos demo clean lock
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -18,7 +18,7 @@ demo: $(STAMP) ## set up, run the main job on embedded servers, print what came 
 	@$(LOYALTY) demo
 
 test: $(STAMP) ## set up, run the tests (WORKERS=2 in parallel)
-	@$(PY) -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
+	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 setup: $(STAMP) ## create .venv from requirements.lock
 
@@ -49,6 +49,9 @@ lint: $(STAMP) ## ruff, mypy --strict, import contracts
 
 bench: $(STAMP) ## measure, as ratios in one run (QUICK=1: within five minutes)
 	@$(PY) -m tests.bench $(if $(QUICK),--quick)
+
+soak: $(STAMP) ## a steady load for MINUTES on FRONT, and what grew
+	@$(PY) -m tests.bench.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FRONT),--front $(FRONT))
 
 chaos: $(STAMP) ## kill and starve everything at random for MINUTES, with SEED, on FRONT
 	@$(PY) -m tests.chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(if $(FRONT),--front $(FRONT))

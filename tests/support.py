@@ -95,11 +95,11 @@ def order(total_minor: int, at: datetime, *, order_id: str | None = None, catego
 
 
 class Points:
-    """Blocking stubs on one channel; each method has a deadline."""
+    """Blocking stubs on one channel, to the service or a replica of it; each method has a deadline."""
 
-    def __init__(self, house: House, token: str | None = None) -> None:
+    def __init__(self, house: House, token: str | None = None, *, service: str = "points") -> None:
         self.house = house
-        self.channel = grpc.insecure_channel(house.describe()["points"]["grpc"])
+        self.channel = grpc.insecure_channel(house.describe()[service]["grpc"])
         self.points = PointsServiceStub(self.channel)
         self.orders = OrdersServiceStub(self.channel)
         self.activities = ActivitiesServiceStub(self.channel)

@@ -40,6 +40,7 @@ OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.max_concurrent_streams", 1024),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # the other alone is not heeded: it would be a minute
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )

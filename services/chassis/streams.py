@@ -19,6 +19,7 @@ from nats.js.errors import APIError, BadRequestError, NotFoundError, ServiceUnav
 from services.chassis.errors import Unavailable
 
 CONNECT_TIMEOUT = 2.0  # seconds
+PING_EVERY = 2  # seconds; a connection whose other end vanished is given up after three of them
 PUBLISH_TIMEOUT = 5.0  # seconds until a PubAck counts as lost
 MAX_AGE = 30 * 86400  # seconds that a stream keeps a message
 DUPLICATE_WINDOW = 600  # seconds in which JetStream itself recognises a Nats-Msg-Id
@@ -66,6 +67,8 @@ async def connect(url: str, name: str) -> Client:
             max_reconnect_attempts=-1,
             reconnect_time_wait=0.25,  # type: ignore[arg-type]  # a fraction is fine
             allow_reconnect=True,
+            ping_interval=PING_EVERY,
+            max_outstanding_pings=2,
             error_cb=note,
         )
     )

@@ -8,15 +8,12 @@ from typing import Final
 import polars as pl
 from google.protobuf.timestamp_pb2 import Timestamp
 from loyalty.orders.v1.orders_pb2 import Order, OrderLine
-from loyalty.points.v1.points_service_pb2 import RedeemPointsRequest
 
 TIME_ZONE: Final = "Asia/Shanghai"
 CURRENCY: Final = "CNY"
 CHANNEL: Final = "store"
 # The data names no cities; ours go by the remainder of the store's number.
 CITIES: Final = ("杭州", "上海", "北京", "成都", "广州")
-REDEEM_EVERY: Final = 4
-REDEEM_POINTS: Final = 20
 
 
 def load(start: date | None, until: date | None) -> pl.DataFrame:
@@ -103,20 +100,3 @@ def orders(frame: pl.DataFrame) -> Iterator[tuple[str, Order]]:
                 paid_time=Timestamp(seconds=seconds),
             ),
         )
-
-
-def redemption_due(member_id: str, order: Order, ordinal: int) -> RedeemPointsRequest | None:
-    """Say what the replay redeems right after the member's `ordinal`-th order (from 1, within the range).
-
-    Every REDEEM_EVERY-th order is followed by an attempt to spend REDEEM_POINTS at its paid time;
-    with fewer available it is refused, and that is the expected answer. The oracle follows the same rule.
-    """
-    if ordinal % REDEEM_EVERY:
-        return None
-    return RedeemPointsRequest(
-        member_id=member_id,
-        request_id=f"redeem-{order.order_id}",
-        occur_time=order.paid_time,
-        amount=REDEEM_POINTS,
-        reference_id=order.order_id,
-    )

@@ -27,6 +27,8 @@ POLL = 0.05  # seconds between looks
 START_TIMEOUT = 60.0  # seconds until a service must be ready
 ADDRESSES = ("grpc", "health", "metrics")
 FILE = "house.json"
+# A look that came too early must not make the next ones wait: by itself a channel backs off for seconds.
+IMPATIENT = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 100)]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,10 @@ class Ports:
 
 
 class House:
-    """Running servers and services. `close` stops all; nothing outlives this process in any case."""
+    """Running servers and services. `close` stops all; nothing outlives this process in any case.
+
+    `migrate` False says that the data folder's databases have this code's newest revision already.
+    """
 
     def __init__(
         self,
@@ -50,10 +55,14 @@ class House:
         base_port: int | None = None,
         front: str = "grpcio",
         postgres_settings: Mapping[str, str] = {},
+        migrate: bool = True,
     ) -> None:
         self.data = data
         self.front = front
+        self.settings: dict[str, str] = {}
+        """Of services, beyond the house's own, from their next start on."""
         self._postgres_settings = postgres_settings
+        self._migrate = migrate
         self._ports = Ports(base_port)
         self._processes: dict[str, Guarded] = {}
         self._addresses: dict[str, dict[str, str]] = {}
@@ -67,10 +76,8 @@ class House:
         clock = self.data / "clock"
         if test_clock is not None or clock.exists():
             self.clock = TestClock.create(clock, test_clock or datetime.min.replace(tzinfo=UTC))
-        self.postgres = Postgres.start(
-            self.data / "postgres", self._ports.of(0), settings=self._postgres_settings
-        )
-        self.nats = Nats.start(self.data / "nats", self._ports.of(1))
+        self.start_postgres()
+        self.start_nats()
         self._secrets = _secrets(self.data / "secrets.json")
         asyncio.run(self._make_databases())
         for number, service in enumerate(SERVICES):
@@ -78,7 +85,8 @@ class House:
             self._addresses[service] = {
                 name: f"{HOST}:{port}" for name, port in zip(ADDRESSES, ports, strict=True)
             }
-            self.migrate(service)
+            if self._migrate:
+                self.migrate(service)
             self.start_service(service)
         for service in SERVICES:
             self.wait_ready(service)
@@ -102,8 +110,18 @@ class House:
         role = f"{service}_owner" if owner else service
         return self.postgres.url(service, role, self._secrets[role])
 
+    def start_postgres(self) -> None:
+        """Starts PostgreSQL, where it was if it ran before. Raises ServerError."""
+        port = self.postgres.port if hasattr(self, "postgres") else self._ports.of(0)
+        self.postgres = Postgres.start(self.data / "postgres", port, settings=self._postgres_settings)
+
+    def start_nats(self) -> None:
+        """Starts NATS, where it was if it ran before. Raises ServerError."""
+        port = self.nats.port if hasattr(self, "nats") else self._ports.of(1)
+        self.nats = Nats.start(self.data / "nats", port)
+
     def start_service(self, service: str, **extra: str) -> Guarded:
-        """Starts a service's process. `extra` are settings beyond the house's own."""
+        """Starts a service's process. `extra` are settings beyond the house's own, for this once."""
         process = Guarded(
             [sys.executable, "-m", f"services.{service}", "serve"],
             env=self._environment(service, extra),
@@ -112,13 +130,17 @@ class House:
         self._processes[service] = process
         return process
 
-    def start_replica(self, service: str) -> str:
-        """Starts a further process of a service, on ports of its own. Returns the name it goes by here."""
+    def start_replica(self, service: str, **extra: str) -> str:
+        """Starts a further process of a service, on ports of its own. Returns the name it goes by here.
+
+        `extra` are settings beyond the house's own.
+        """
         name = f"{service}-{len(self._processes)}"
         self._addresses[name] = {part: f"{HOST}:{free_port()}" for part in ADDRESSES}
+        settings = {f"{part}_address": address for part, address in self._addresses[name].items()}
         self._processes[name] = Guarded(
             [sys.executable, "-m", f"services.{service}", "serve"],
-            env=self._environment(service, {f"{p}_address": a for p, a in self._addresses[name].items()}),
+            env=self._environment(service, settings | extra),
             log=self.data / f"{name}.log",
         )
         return name
@@ -130,7 +152,7 @@ class House:
     def wait_ready(self, service: str) -> None:
         """Waits until a service serves. Raises ServerError with the end of its log."""
         process = self._processes[service]
-        with grpc.insecure_channel(self._addresses[service]["health"]) as channel:
+        with grpc.insecure_channel(self._addresses[service]["health"], options=IMPATIENT) as channel:
             request = health_pb2.HealthCheckRequest(service="ready")
             stub = health_pb2_grpc.HealthStub(channel)
             deadline = time.monotonic() + START_TIMEOUT
@@ -169,6 +191,7 @@ class House:
             "reflection": "true",
             "front": self.front,
             **{f"{name}_address": address for name, address in self._addresses[service].items()},
+            **self.settings,
             **extra,
         }
         if self.clock:
@@ -200,9 +223,12 @@ def running(
     test_clock: datetime | None = None,
     front: str = "grpcio",
     postgres_settings: Mapping[str, str] = {},
+    migrate: bool = True,
 ) -> Iterator[House]:
     """A house for as long as the block runs."""
-    house = House(data, base_port=base_port, front=front, postgres_settings=postgres_settings)
+    house = House(
+        data, base_port=base_port, front=front, postgres_settings=postgres_settings, migrate=migrate
+    )
     try:
         house.start(test_clock)
         yield house

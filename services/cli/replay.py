@@ -1,7 +1,16 @@
 """`loyalty replay`: real orders in the order of their days, and the proof that they came out right.
 
-Many members are in flight at once, each member's orders one after the other. Request ids are made from the
-orders, so a replay that was interrupted, or is run again, changes nothing that is there already.
+Many members are in flight at once, each member's deeds one after the other: it orders, redeems, holds points,
+captures or releases them or lets them lapse, and has orders refunded. All of it is made from the orders, so a
+replay that was interrupted, or is run again, changes nothing that is there already.
+
+With `--verify` every balance is compared with the oracle's at each month's end and on the last day:
+available, held, owed, earned, spent, growth, tier, and what expired, which is what was earned or is owed less
+what is there or was spent. The first end with a difference is the last.
+
+The proof over the whole year, on servers of its own, in each of the ways of delivery:
+
+    loyalty replay --prove --delivery once        (then twice, both, shuffled)
 """
 
 from __future__ import annotations
@@ -10,19 +19,17 @@ import asyncio
 import json
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
 import grpc
 import polars as pl
-import stamina
 import typer
 import yaml
 from loyalty.orders.v1.orders_pb2 import Order
@@ -32,46 +39,48 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from services.chassis.clock import TestClock
-from services.cli import baskets, clockwork, oracle
-from services.cli.place import Failure, HouseOption, JsonOption, describe
+from services.cli import baskets, clockwork, deeds, proof
+from services.cli.delivery import Counts, Delivery, ReplayError, Sender, publisher
+from services.cli.oracle import Oracle
+from services.cli.place import HouseOption, JsonOption, describe
 
-if TYPE_CHECKING:  # the generated stub has this name only for type checkers
-    from loyalty.points.v1.points_service_pb2_grpc import PointsServiceAsyncStub
-
-IN_FLIGHT = 256  # members with a call under way
-CALL_TIMEOUT = 10.0  # seconds of one attempt
-GIVE_UP = 180.0  # seconds until a call that keeps failing ends the replay
 SETTLE_TIMEOUT = 60.0  # seconds that services get to do what fell due
-BALANCES = 1_000  # members a call
+SHOWN = 20  # differences printed
 
 PROGRAMME = Path("deploy/programmes/burger-king.yaml")
 
-_TRY_AGAIN = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.ABORTED,
-    grpc.StatusCode.UNKNOWN,  # what grpcio says of a connection that broke in an answer
-    grpc.StatusCode.CANCELLED,
-}
+_ZONE = ZoneInfo(baskets.TIME_ZONE)
 
 
-class ReplayError(Failure):
-    """The replay cannot go on; the message says why."""
+@dataclass(frozen=True)
+class MonthEnd:
+    """What everybody owned together in the evening of a month's last day, as the service says."""
+
+    day: str
+    members: int
+    orders: int
+    """Since the first day, as all sums."""
+    available: int
+    held: int
+    owed: int
+    earned: int
+    redeemed: int
+    expired: int
+    tiers: dict[str, int]
+    """How many members hold each tier."""
+    differences: int
+    seconds: float
 
 
 @dataclass
-class Outcome:
+class Outcome(Counts):
     """What a replay did."""
 
-    orders: int = 0
-    redemptions: int = 0
-    too_few: int = 0
-    """Redemptions that were due and not sent: the member had too few points."""
-    retries: int = 0
     new_transactions: int = 0
     seconds: float = 0.0
-    differences: list[str] | None = field(default=None)
+    months: list[MonthEnd] = field(default_factory=list)
+    """The ends that were compared with the oracle."""
+    differences: list[str] | None = None
     """What the oracle says otherwise, None if it was not asked."""
 
 
@@ -80,14 +89,18 @@ def replay(
     frame: pl.DataFrame,
     programme: Mapping[str, Any] | None = None,
     tick: Callable[[int], None] = lambda _orders: None,
+    *,
+    delivery: Delivery = Delivery.ONCE,
+    say: Callable[[str], None] = lambda _line: None,
 ) -> Outcome:
-    """Replays baskets into a house with a test clock; with a programme, asks the oracle afterwards.
+    """Replays baskets into a house with a test clock; with a programme, asks the oracle at each month's end.
 
-    `house` is what `loyalty up` prints, `tick` hears of orders done. Raises ReplayError.
+    `house` is what `loyalty up` prints, `tick` hears of orders done, `say` gets a line for each month. After
+    one with differences there is no next. Raises ReplayError.
     """
     if not house.get("test_clock"):
         raise ReplayError("the house has no test clock; start it with `loyalty up --test-clock 2016-12-31`")
-    return asyncio.run(_replay(house, frame, programme, tick))
+    return asyncio.run(_replay(house, frame, programme, tick, delivery=delivery, say=say))
 
 
 async def _replay(
@@ -95,22 +108,39 @@ async def _replay(
     frame: pl.DataFrame,
     programme: Mapping[str, Any] | None,
     tick: Callable[[int], None],
+    *,
+    delivery: Delivery,
+    say: Callable[[str], None],
 ) -> Outcome:
     started = time.monotonic()
     members = frame["member_id"].unique().sort().to_list()
-    async with grpc.aio.insecure_channel(house["points"]["grpc"]) as channel:
-        sender = _Sender(PointsServiceStub(channel), tick)
+    plan = deeds.plan(frame)
+    clock = TestClock(Path(house["test_clock"]))
+    oracle = None if programme is None else Oracle(frame, programme, plan)
+    if oracle is not None and clock.now() > deeds.evening(_local_days(frame)[1]):
+        raise ReplayError(f"the clock stands at {clock.now()}, after the last order: nothing to compare with")
+    outcome = Outcome(differences=None if oracle is None else [])
+    async with (
+        grpc.aio.insecure_channel(house["points"]["grpc"]) as channel,
+        publisher(house, delivery) as events,
+    ):
+        sender = Sender(PointsServiceStub(channel), plan, delivery, events, tick, outcome)
         before = await sender.balances(members)
-        clock = TestClock(Path(house["test_clock"]))
-        zone = ZoneInfo(baskets.TIME_ZONE)
-        for day, orders in groupby(baskets.orders(frame), key=lambda order: _local_day(order[1], zone)):
-            await _move(clock, day, zone)
-            await sender.send(orders)
-        after = await sender.balances(members)
-    outcome = sender.outcome
-    outcome.new_transactions = _posted(after) - _posted(before)
-    if programme is not None:
-        outcome.differences = differences(after, oracle.expected(frame, dict(programme)))
+        for day, orders, ends in _days(frame):
+            await _move(clock, day)
+            await sender.send(day, orders)
+            if not ends:
+                continue
+            line = f"{day}: {outcome.orders:,} orders, {time.monotonic() - started:.0f} s"
+            # What was once owned at an end that lies behind the clock, nobody can tell any more.
+            if oracle is not None and clock.now() == deeds.evening(day):
+                end = await _compare(oracle, sender, members, day, outcome=outcome, started=started)
+                line += f", {end.members:,} members, {end.expired:,} points expired"
+                line += f", {end.differences:,} differences"
+            say(line)
+            if outcome.differences:
+                break
+        outcome.new_transactions = _posted(await sender.balances(members)) - _posted(before)
     outcome.seconds = time.monotonic() - started
     return outcome
 
@@ -119,102 +149,94 @@ def _posted(balances: Mapping[str, pb.Balance]) -> int:
     return sum(balance.seq for balance in balances.values())
 
 
-def _local_day(order: Order, zone: ZoneInfo) -> date:
-    return order.paid_time.ToDatetime(tzinfo=UTC).astimezone(zone).date()
+def _days(frame: pl.DataFrame) -> Iterator[tuple[date, list[tuple[str, Order]], bool]]:
+    """Every local day from the first order's to the last's, its orders, and whether a month ends or all."""
+
+    def local_day(order: tuple[str, Order]) -> date:
+        return order[1].paid_time.ToDatetime(tzinfo=UTC).astimezone(_ZONE).date()
+
+    day, last = _local_days(frame)
+    for next_day, orders in groupby(baskets.orders(frame), key=local_day):
+        while day < next_day:
+            yield day, [], _month_ends(day)
+            day += timedelta(days=1)
+        yield day, list(orders), day == last or _month_ends(day)
+        day += timedelta(days=1)
 
 
-async def _move(clock: TestClock, day: date, zone: ZoneInfo) -> None:
+def _local_days(frame: pl.DataFrame) -> tuple[date, date]:
+    """The first and the last order's."""
+    days = frame["paid_time"].dt.convert_time_zone(baskets.TIME_ZONE).dt.date()
+    return days[0], days[-1]
+
+
+def _month_ends(day: date) -> bool:
+    return (day + timedelta(days=1)).day == 1
+
+
+async def _move(clock: TestClock, day: date) -> None:
     """Sets the clock to the last second of a local day, unless it is later already."""
-    following = day + timedelta(days=1)
-    evening = datetime(following.year, following.month, following.day, tzinfo=zone) - timedelta(seconds=1)
-    to = max(evening.astimezone(UTC), clock.now())
+    to = max(deeds.evening(day), clock.now())
     await asyncio.to_thread(clockwork.move, clock, to, SETTLE_TIMEOUT)
 
 
-class _Sender:
-    """Sends a day's orders, and what their members redeem."""
-
-    def __init__(self, stub: PointsServiceAsyncStub, tick: Callable[[int], None]) -> None:
-        self._stub = stub
-        self._tick = tick
-        self._free = asyncio.Semaphore(IN_FLIGHT)
-        self._ordinals: Counter[str] = Counter()
-        self.outcome = Outcome()
-
-    async def send(self, orders: Iterable[tuple[str, Order]]) -> None:
-        """Sends orders, each member's in turn."""
-        by_member: dict[str, list[Order]] = {}
-        for member_id, order in orders:
-            by_member.setdefault(member_id, []).append(order)
-        async with asyncio.TaskGroup() as group:
-            for member_id, theirs in by_member.items():
-                group.create_task(self._send_member(member_id, theirs))
-
-    async def _send_member(self, member_id: str, orders: list[Order]) -> None:
-        async with self._free:
-            for order in orders:
-                earned = await self._persist(self._stub.EarnPoints, earn_request(member_id, order))
-                self.outcome.orders += 1
-                self._ordinals[member_id] += 1
-                redemption = baskets.redemption_due(member_id, order, self._ordinals[member_id])
-                if redemption is not None:
-                    # Decided by the first answer, which a second replay gets again: a refusal is not kept,
-                    # so asking blindly could be refused once and granted the next time.
-                    if earned.balance.available >= redemption.amount:
-                        await self._persist(self._stub.RedeemPoints, redemption)
-                        self.outcome.redemptions += 1
-                    else:
-                        self.outcome.too_few += 1
-                self._tick(1)
-
-    async def balances(self, members: list[str]) -> dict[str, pb.Balance]:
-        """Balances of those who are known."""
-        found: dict[str, pb.Balance] = {}
-        for first in range(0, len(members), BALANCES):
-            request = pb.BatchGetBalancesRequest(member_ids=members[first : first + BALANCES])
-            answer = await self._persist(self._stub.BatchGetBalances, request)
-            found |= {balance.member_id: balance for balance in answer.balances}
-        return found
-
-    async def _persist(self, method: Callable[..., Any], request: Any) -> Any:
-        """Calls until there is an answer: the same request, so that it happens once."""
-        async for attempt in stamina.retry_context(
-            on=_worth_a_retry, attempts=None, timeout=GIVE_UP, wait_initial=0.05, wait_max=2.0
-        ):
-            with attempt:
-                if attempt.num > 1:
-                    self.outcome.retries += 1
-                return await method(request, timeout=CALL_TIMEOUT)
-        raise AssertionError("the retries end with an answer or an error")
+async def _compare(
+    oracle: Oracle, sender: Sender, members: list[str], day: date, *, outcome: Outcome, started: float
+) -> MonthEnd:
+    """Compares everybody's balances with the oracle's in the evening of a day, and notes both."""
+    balances = await sender.balances(members)
+    shuffled = sender.way is Delivery.SHUFFLED
+    order_of_posting = sender.places.__getitem__ if shuffled else lambda _order_id: 0
+    expected = await asyncio.to_thread(oracle.until, day, order_of_posting)
+    owned = {member_id: _owned(b, sender.redeemed.get(member_id, 0)) for member_id, b in balances.items()}
+    found = [f"{day} {line}" for line in differences(owned, expected)]
+    outcome.differences = (outcome.differences or []) + found
+    sums = {name: sum(each[name] for each in owned.values()) for name in _SUMS}
+    tiers = [each["tier"] for each in owned.values()]
+    end = MonthEnd(
+        day=day.isoformat(),
+        members=len(owned),
+        orders=outcome.orders,
+        earned=sums.pop("lifetime_earned"),
+        **sums,
+        tiers={tier: tiers.count(tier) for tier in sorted(set(tiers))},
+        differences=len(found),
+        seconds=time.monotonic() - started,
+    )
+    outcome.months.append(end)
+    return end
 
 
-def _worth_a_retry(error: Exception) -> bool:
-    return isinstance(error, grpc.aio.AioRpcError) and error.code() in _TRY_AGAIN
+_SUMS = ("available", "held", "owed", "lifetime_earned", "redeemed", "expired")
 
 
-def earn_request(member_id: str, order: Order) -> pb.EarnPointsRequest:
-    """The one request that earns an order, however often it is sent."""
-    return pb.EarnPointsRequest(member_id=member_id, request_id=f"earn-{order.order_id}", order=order)
+def _owned(balance: pb.Balance, redeemed: int) -> dict[str, Any]:
+    """A balance as the oracle has it. What was redeemed is known from the answers; what expired follows."""
+    there = balance.available + balance.pending + balance.held
+    return {
+        "available": balance.available,
+        "held": balance.held,
+        "owed": balance.owed,
+        "lifetime_earned": balance.lifetime_earned,
+        "redeemed": redeemed,
+        "expired": balance.lifetime_earned + balance.owed - there - redeemed,
+        "growth": balance.growth,
+        "tier": balance.tier,
+    }
 
 
-def differences(balances: Mapping[str, pb.Balance], expected: pl.DataFrame) -> list[str]:
-    """Where the service's balances are not the oracle's, to the point."""
-    found: list[str] = []
+def differences(owned: Mapping[str, Mapping[str, Any]], expected: pl.DataFrame) -> list[str]:
+    """Where what members own is not what the oracle expects, to the point."""
+    found = []
     for row in expected.iter_rows(named=True):
-        balance = balances.get(row["member_id"], pb.Balance())
-        actual = {
-            "available": balance.available,
-            "lifetime_earned": balance.lifetime_earned,
-            "growth": balance.growth,
-            "redeemed": balance.lifetime_earned - balance.available,
-            "tier": balance.tier,
-        }
-        found.extend(
+        theirs = owned.get(row["member_id"]) or _owned(pb.Balance(), 0)
+        found += [
             f"{row['member_id']}: {name} is {value}, the oracle says {row[name]}"
-            for name, value in actual.items()
+            for name, value in theirs.items()
             if value != row[name]
-        )
-    return found
+        ]
+    unknown = sorted(owned.keys() - set(expected["member_id"]))
+    return [*found, *(f"{member_id}: is not known to the oracle" for member_id in unknown)]
 
 
 @contextmanager
@@ -236,36 +258,91 @@ def command(  # noqa: PLR0917 - each is an option of the command line
     until: Annotated[
         datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Last local day.")
     ] = None,
+    delivery: Annotated[
+        Delivery, typer.Option(help="By call in order, every call twice, by call and event, or in no order.")
+    ] = Delivery.ONCE,
     verify: Annotated[
         bool, typer.Option(help="Recompute every balance apart from the service, and compare.")
     ] = False,
     programme: Annotated[
         Path, typer.Option(help="The programme that is in force, for --verify.")
     ] = PROGRAMME,
+    prove: Annotated[
+        bool,
+        typer.Option(
+            help="On servers of its own, under the programme with points and tiers that last three months: "
+            "verify, send everything once more, and audit the books."
+        ),
+    ] = False,
     house: HouseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Send real orders of 2017 to a house with a test clock, day by day; again, and nothing changes."""
+    """Send real orders of 2017 to a house with a test clock, day by day; again, and nothing changes.
+
+    Members redeem, hold, capture, release and have refunded what they bought, as hashes of the orders' ids
+    decide. `loyalty replay --prove --delivery both` proves the whole year by itself.
+    """
     if orders != "completejourney":
         raise typer.BadParameter(f"no orders named {orders}", param_hint="--orders")
-    found = describe(house)
     frame = baskets.load(start.date() if start else None, until.date() if until else None)
-    rules = yaml.safe_load(programme.read_text())["points"] if verify else None
+    rules = yaml.safe_load(programme.read_text())["points"]
     console = Console(stderr=True)
-    with progress_bar(console, "orders", frame["order_id"].n_unique()) as tick:
-        outcome = replay(found, frame, rules, tick)
-    if as_json:
-        typer.echo(json.dumps(asdict(outcome)))
+    if prove:
+        found = _prove(console, frame, proof.short_lived(rules), delivery)
+        _print({name: asdict(part) for name, part in found.items()}, as_json)
+        wrong = bool(
+            found["first"].differences or found["second"].new_transactions or found["audit"].findings
+        )
     else:
-        for name, value in asdict(outcome).items():
-            typer.echo(f"{name.replace('_', ' ')}: {_readable(value)}")
-    if outcome.differences:
+        outcome = _shown(console, describe(house), frame, rules if verify else None, delivery)
+        _print(asdict(outcome), as_json)
+        wrong = bool(outcome.differences)
+    if wrong:
         raise typer.Exit(1)
+
+
+def _prove(
+    console: Console, frame: pl.DataFrame, rules: Mapping[str, Any], delivery: Delivery
+) -> dict[str, Any]:
+    with proof.own_house(rules) as house:
+        first = _shown(console, house.describe(), frame, rules, delivery)
+        second = _shown(console, house.describe(), frame, None, delivery)
+        return {"first": first, "second": second, "audit": proof.audited(house)}
+
+
+def _shown(
+    console: Console,
+    house: Mapping[str, Any],
+    frame: pl.DataFrame,
+    rules: Mapping[str, Any] | None,
+    delivery: Delivery,
+) -> Outcome:
+    """Replays with a bar, and a line for every month, however narrow the terminal."""
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, highlight=False)
+
+    with progress_bar(console, "orders", frame["order_id"].n_unique()) as tick:
+        return replay(house, frame, rules, tick, delivery=delivery, say=say)
+
+
+def _print(found: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+        return
+    for name, value in found.items():
+        if isinstance(value, dict):
+            typer.echo(f"{name}")
+            _print(value, as_json)
+        else:
+            typer.echo(f"{name.replace('_', ' ')}: {_readable(value)}")
 
 
 def _readable(value: object) -> object:
     if isinstance(value, float):
         return f"{value:.1f}"
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return len(value)
     if isinstance(value, list):
-        return os.linesep.join([str(len(value)), *map(str, value[:20])])
+        return os.linesep.join([str(len(value)), *map(str, value[:SHOWN])])
     return "not asked" if value is None else value

@@ -1,168 +1,150 @@
-"""`make chaos`: everything dies, freezes and forgets at random; a client's journal is the oracle."""
+"""`make chaos`: everything goes wrong in every way, again and again; a client's journal is the oracle."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import random
-import shutil
-import sys
+import signal
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from services.cli.house import House
-from services.cli.servers import Nats, Postgres
-from services.points.audit import audit
-from tests.chaos.journal import Journal, Outcome, until
-from tests.chaos.listener import Listener
+from tests.chaos import deaths, report, storage, traffic
+from tests.chaos.journal import until
+from tests.chaos.levers import between
+from tests.chaos.listener import Follower
+from tests.chaos.load import Load
+from tests.chaos.site import Fault, Site
 from tests.conftest import NOON
 from tests.support import apply_programme, defects
 
-COMMANDS = 600  # a round
-MEMBERS = 24
-FREEZE = 3.0  # seconds
+FAULTS = [*deaths.FAULTS, *storage.FAULTS, *traffic.FAULTS]
+FOLLOW_TIMEOUT = 300.0  # seconds for the subscriber to hear all at the end
+CALM = 0.5  # seconds between two faults at most
+
+console = Console()
 
 
 class Chaos:
-    """A house, and the ways in which it suffers."""
+    """A load at a site, a subscriber, and every fault in turn."""
 
-    def __init__(self, house: House, seed: int) -> None:
-        self.house = house
-        self.random = random.Random(seed)
-        self.faults: Counter[str] = Counter()
-        self.recoveries: list[float] = []
-        self.commands = self.attempts = self.verified = 0
+    def __init__(self, site: Site, names: str) -> None:
+        self.site = site
+        self.faults = [fault for fault in FAULTS if names in fault.name]
+        self.load = Load(site)
+        self.follower = Follower(site.house.nats.url)
+        self.recoveries: dict[str, list[float]] = defaultdict(list)
+        self.skipped = {} if site.small_disk else {"disk full": "it takes root, and the right to mount"}
 
-    async def run(self, minutes: float) -> None:
-        """Rounds of load, a fault in each, until the time is up; every round's journal is verified."""
-        deadline = time.monotonic() + 60 * minutes
-        listener = Listener(self.house.nats.url)
+    async def run(self, minutes: float) -> float:
+        """Strikes until the time is up, verifies everything; returns the seconds that the load took."""
+        over, started = asyncio.Event(), time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.follower.follow())
+            load = group.create_task(self.load.run(over))
+            try:
+                await self._strike_until(started + 60 * minutes)
+                seconds = time.monotonic() - started
+                over.set()
+                await load
+                await self.follower.heard_all(self.load.chains | self.site.chains, FOLLOW_TIMEOUT)
+            finally:
+                self.follower.over = True
+        unreconciled = await storage.audited(self.site.house, "--stream")
+        assert not unreconciled, unreconciled
+        return seconds
+
+    async def _strike_until(self, deadline: float) -> None:
+        """All faults in another order each time; every other time the service runs twice."""
+        site = self.site
         while time.monotonic() < deadline:
-            journal = Journal(self.house, seed=self.random.getrandbits(32), members=MEMBERS)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(journal.run(COMMANDS))
-                group.create_task(self._strike(journal))
-            ledger = await journal.verify()
-            await listener.hear_all(ledger)
-            self.verified += len(ledger)  # what is lost, doubled or negative ends the run
-            self.commands += len(journal.entries)
-            self.attempts += sum(entry.attempts for entry in journal.entries)
+            await asyncio.sleep(CALM)
+            if site.round % 2:
+                await site.start_replica()
+            for fault in site.random.sample(self.faults, len(self.faults)):
+                if time.monotonic() < deadline and fault.name not in self.skipped:
+                    await self._strike(fault)
+            if site.replica:
+                await site.stop_replica()
+            site.round += 1
 
-    async def _strike(self, journal: Journal) -> None:
-        await journal.acknowledged(self.random.randint(1, COMMANDS // 3))
-        name, fault = self.random.choice(list(self._levers().items()))
-        self.faults[name] += 1
-        await fault()
-        struck, before = time.monotonic(), journal.count(Outcome.ACKNOWLEDGED)
+    async def _strike(self, fault: Fault) -> None:
+        site = self.site
+        await asyncio.sleep(site.random.uniform(0, CALM))
+        site.lifted = 0.0
+        began = time.monotonic()
+        try:
+            await fault.strike(site)
+            lifted = site.lifted or time.monotonic()
 
-        async def recovered() -> bool:
-            done = not any(entry.outcome is Outcome.UNKNOWN for entry in journal.entries)
-            return done or journal.count(Outcome.ACKNOWLEDGED) > before
+            async def recovered() -> bool:
+                return not self.load.waits(lifted)
 
-        await until(recovered)
-        self.recoveries.append(time.monotonic() - struck)
-
-    def _levers(self) -> dict[str, Callable[[], Awaitable[None]]]:
-        return {
-            "points killed": self._points_killed,
-            "points frozen": self._points_frozen,
-            "PostgreSQL killed": self._postgres_killed,
-            "PostgreSQL frozen": self._postgres_frozen,
-            "NATS killed": self._nats_killed,
-            "NATS killed and its store wiped": self._nats_wiped,
-        }
-
-    async def _points_killed(self) -> None:
-        await asyncio.to_thread(self.house.process("points").kill)
-        await asyncio.to_thread(self.house.start_service, "points")
-
-    async def _points_frozen(self) -> None:
-        process = self.house.process("points")
-        process.freeze()
-        await asyncio.sleep(FREEZE)
-        process.thaw()
-
-    async def _postgres_killed(self) -> None:
-        await asyncio.to_thread(self.house.postgres.kill)
-        folder, port = self.house.data / "postgres", self.house.postgres.port
-        self.house.postgres = await asyncio.to_thread(Postgres.start, folder, port)
-
-    async def _postgres_frozen(self) -> None:
-        self.house.postgres.freeze()
-        await asyncio.sleep(FREEZE)
-        self.house.postgres.thaw()
-
-    async def _nats_killed(self) -> None:
-        await self._restart_nats(wipe=False)
-
-    async def _nats_wiped(self) -> None:
-        await self._restart_nats(wipe=True)
-
-    async def _restart_nats(self, *, wipe: bool) -> None:
-        await asyncio.to_thread(self.house.nats.kill)
-        folder, port = self.house.data / "nats", self.house.nats.port
-        if wipe:
-            shutil.rmtree(folder / "jetstream")
-        self.house.nats = await asyncio.to_thread(Nats.start, folder, port)
+            await until(recovered)
+        except BaseException:
+            console.print(f"[red]while: {fault.name}[/red], in round {site.round}")
+            raise
+        took = time.monotonic() - lifted
+        self.recoveries[fault.name].append(took)
+        console.log(f"{fault.name}: struck for {lifted - began:.1f} s, recovered in {took:.1f} s")
 
 
 def main() -> None:
-    """Prints what was done and lost, or how to run the failing seed again."""
+    """Prints what was done and what came of it, or how to run the failing seed again."""
     parser = argparse.ArgumentParser(prog="make chaos")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
     parser.add_argument("--front", choices=["grpcio", "native"], default="grpcio")
+    parser.add_argument("--only", default="", help="faults whose names have this in them")
     arguments = parser.parse_args()
-    console = Console()
-    with tempfile.TemporaryDirectory(prefix="loyalty-chaos-") as folder:
-        Path(folder).chmod(0o755)  # PostgreSQL's user must get in
-        house = House(Path(folder), front=arguments.front)
-        try:
-            house.start(NOON)
-            apply_programme(house)
-            chaos = Chaos(house, arguments.seed)
-            started = time.monotonic()
-            asyncio.run(chaos.run(arguments.minutes))
-            seconds = time.monotonic() - started
-            report = asyncio.run(audit(house.database_url("points"), stream_url=house.nats.url))
-            assert not defects(house), "a fault of what we stand on is no defect of ours"
-        except BaseException:
-            console.print(f"again: make chaos MINUTES={arguments.minutes:g} SEED={arguments.seed}")
-            raise
-        finally:
-            house.close()
-    console.print(_table(chaos, arguments.seed, seconds))
-    for meaning, _, offenders in report.lines:
-        for offender in offenders:
-            console.print(f"[red]{meaning}: {offender}")
-    sys.exit(0 if report.clean else 1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was mounted is unmounted also then
+    try:
+        chaos, seconds = _run(arguments)
+    except BaseException:
+        again = f"MINUTES={arguments.minutes:g} SEED={arguments.seed} FRONT={arguments.front}"
+        console.print(f"again: make chaos {again}")
+        raise
+    console.print(
+        report.figures(
+            chaos.load,
+            seed=arguments.seed,
+            front=arguments.front,
+            seconds=seconds,
+            events=chaos.follower.received,
+        )
+    )
+    console.print(report.faults(chaos.faults, chaos.recoveries, chaos.skipped))
 
 
-def _table(chaos: Chaos, seed: int, seconds: float) -> Table:
-    table = Table(title="Chaos", show_header=False)
-    rows = {
-        "seed": str(seed),
-        "minutes": f"{seconds / 60:.1f}",
-        "commands, each acknowledged or refused": f"{chaos.commands:,}",
-        "attempts": f"{chaos.attempts:,}",
-        "transactions, each of an acknowledged command": f"{chaos.verified:,}",
-        "recovery after a fault, median and longest": _spread(chaos.recoveries),
-        **dict(sorted((name, str(count)) for name, count in chaos.faults.items())),
-    }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
-
-
-def _spread(seconds: list[float]) -> str:
-    ordered = sorted(seconds)
-    return f"{ordered[len(ordered) // 2]:.1f} s, {ordered[-1]:.1f} s" if ordered else "none"
+def _run(arguments: argparse.Namespace) -> tuple[Chaos, float]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loyalty-chaos-")))
+        folder.chmod(0o755)  # PostgreSQL's user must get in
+        house = House(
+            folder / "house",
+            front=arguments.front,
+            postgres_settings={"deadlock_timeout": storage.DEADLOCK_TIMEOUT},
+        )
+        stack.callback(house.close)
+        house.start(NOON)
+        apply_programme(house)
+        house.process("points").stop()
+        disk = stack.enter_context(storage.small_disk(house, folder / "disk"))
+        network = stack.enter_context(between(house))
+        house.start_service("points")
+        house.wait_ready("points")
+        site = Site(house, network, random.Random(arguments.seed), small_disk=disk)
+        chaos = Chaos(site, arguments.only)
+        seconds = asyncio.run(chaos.run(arguments.minutes))
+        found = defects(house)
+        assert not found, found[:5]  # a fault of what we stand on is no defect of ours
+        return chaos, seconds
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any
 
@@ -21,13 +23,14 @@ from loyalty.orders.v1.orders_service_pb2_grpc import OrdersServiceStub
 from loyalty.points.v1 import points_service_pb2 as pb
 from loyalty.points.v1.points_service_pb2_grpc import PointsServiceStub
 
+from services.chassis.ids import bucket
 from services.cli.house import House
 from services.points import store
 from services.points.domain.ledger import transaction_hash
 from tests.support import fresh, order
 
 SETTLE_TIMEOUT = 90.0  # seconds for a command to be acknowledged or refused, whatever happens meanwhile
-POLL = 0.05  # seconds
+POLL, MAX_POLL = 0.05, 0.5  # seconds between looks, at first and at last
 RETRIED = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -37,7 +40,14 @@ RETRIED = {
 }
 REFUSED = {grpc.StatusCode.FAILED_PRECONDITION}
 # A killed server is looked for again at once, not after gRPC's own backoff of up to two minutes.
-CHANNEL = [(f"grpc.{which}_reconnect_backoff_ms", 100) for which in ("initial", "min", "max")]
+# A connection that is dead without a word is noticed by pings: the server allows one every ten seconds.
+CHANNEL = [
+    *((f"grpc.{which}_reconnect_backoff_ms", 100) for which in ("initial", "min", "max")),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.http2.ping_timeout_ms", 2_000),  # without this one, a minute
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+]
 UNDOABLE = {"EarnPoints", "RedeemPoints", "CaptureHold", "AdjustPoints"}
 BALANCES = ("available", "pending", "held", "owed", "growth")
 
@@ -50,7 +60,7 @@ class Outcome(Enum):
     REFUSED = "refused"
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
     """One command."""
 
@@ -59,6 +69,9 @@ class Entry:
     outcome: Outcome = Outcome.UNKNOWN
     answer: Message | None = None
     attempts: int = 0
+    began: float = field(default_factory=time.monotonic)
+    ended: float = 0.0
+    """Seconds, as `time.monotonic` has them."""
 
 
 @dataclass
@@ -68,6 +81,8 @@ class Book:
     orders: dict[str, int] = field(default_factory=dict)
     """What each order was paid with."""
     open_holds: dict[str, int] = field(default_factory=dict)
+    deadlines: dict[str, datetime] = field(default_factory=dict)
+    """When each hold lapses."""
     closed_holds: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     """State, amount and what was captured of it."""
     undoable: list[str] = field(default_factory=list)
@@ -85,6 +100,10 @@ class Client:
         points, orders = self._stubs[turn % len(self._stubs)]
         found: Callable[..., Any] = getattr(orders if name == "ReportOrderPaid" else points, name)
         return found
+
+    def raw(self, path: str, turn: int) -> Any:
+        """A method by its path, of bytes."""
+        return self._channels[turn % len(self._channels)].unary_unary(path)
 
     async def close(self) -> None:
         """Closes the channels."""
@@ -105,9 +124,12 @@ class Journal:
         self.entries: list[Entry] = []
         self.members = [fresh(f"m{seed}") for _ in range(members)]
         self.books = {member: Book() for member in self.members}
+        self.waiting: set[Entry] = set()
         self._random = random.Random(seed)
+        self._began = self._now
+        self._turns: Counter[str] = Counter()
         self._timeout = timeout
-        self._cancelling = cancelling
+        self.cancelling = cancelling
 
     async def run(self, commands: int, *addresses: str, struck: asyncio.Event | None = None) -> None:
         """Sends that many commands, and goes on until the event; returns when each got its answer."""
@@ -116,8 +138,8 @@ class Journal:
         struck = struck or _already()
         try:
             async with asyncio.TaskGroup() as group:
-                for turn, member in enumerate(self.members):
-                    group.create_task(self._member(client, member, each, turn, struck))
+                for worker in self._workers(client, each, struck):
+                    group.create_task(worker)
         finally:
             await client.close()
 
@@ -133,21 +155,35 @@ class Journal:
 
         await until(reached)
 
-    async def _member(
-        self, client: Client, member: str, commands: int, turn: int, struck: asyncio.Event
-    ) -> None:
+    def _workers(
+        self, client: Client, each: int, struck: asyncio.Event
+    ) -> Iterable[Coroutine[Any, Any, None]]:
+        for turn, member in enumerate(self.members):
+            self._turns[member] = turn
+            yield self._member(client, member, each, struck)
+
+    async def _member(self, client: Client, member: str, commands: int, struck: asyncio.Event) -> None:
         sent = 0
         while sent < commands or not struck.is_set():
             sent += 1
             entry = self._command(member)
-            self.entries.append(entry)
-            if self._cancelling:
-                await self._cancelled(client, entry, turn)
+            self._begin(entry)
+            if self.cancelling:
+                await self._cancelled(client, entry, self._turns[member])
             async with asyncio.timeout(SETTLE_TIMEOUT):
                 while entry.outcome is Outcome.UNKNOWN:
-                    await self._attempt(client, entry, turn)
-            if entry.outcome is Outcome.ACKNOWLEDGED:
-                self._note(self.books[member], entry)
+                    await self._attempt(client, entry)
+            self._end(entry)
+
+    def _begin(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        self.waiting.add(entry)
+
+    def _end(self, entry: Entry) -> None:
+        entry.ended = time.monotonic()
+        self.waiting.remove(entry)
+        if entry.outcome is Outcome.ACKNOWLEDGED:
+            self._note(self.books[entry.request.member_id], entry)
 
     def _command(self, member: str) -> Entry:
         book, dice = self.books[member], self._random.random()
@@ -204,6 +240,7 @@ class Journal:
                 book.orders[request.order.order_id] = request.order.total_minor
             case "HoldPoints":
                 book.open_holds[answer.hold_id] = request.amount
+                book.deadlines[answer.hold_id] = request.expire_time.ToDatetime(UTC)
             case "CaptureHold":
                 held = book.open_holds.pop(request.hold_id)
                 book.closed_holds[request.hold_id] = ("CAPTURED", held, request.amount or held)
@@ -219,12 +256,14 @@ class Journal:
 
     async def _cancelled(self, client: Client, entry: Entry, turn: int) -> None:
         call = client.method(entry.method, turn)(entry.request, timeout=self._timeout)
-        await asyncio.wait([asyncio.ensure_future(call.wait_for_connection())], timeout=self._timeout)
+        with suppress(grpc.aio.AioRpcError, TimeoutError):
+            await asyncio.wait_for(call.wait_for_connection(), self._timeout)
         await asyncio.wait([asyncio.ensure_future(call.code())], timeout=self._random.uniform(0, 0.03))
         call.cancel()
 
-    async def _attempt(self, client: Client, entry: Entry, turn: int) -> None:
-        call = client.method(entry.method, turn + entry.attempts)
+    async def _attempt(self, client: Client, entry: Entry) -> None:
+        member = entry.request.member_id
+        call = client.method(entry.method, self._turns[member])
         entry.attempts += 1
         try:
             entry.answer = await call(entry.request, timeout=self._timeout)
@@ -232,7 +271,8 @@ class Journal:
             if error.code() in REFUSED:
                 entry.outcome = Outcome.REFUSED
             elif error.code() in RETRIED:
-                await asyncio.sleep(POLL)
+                self._turns[member] += 1  # who fails once is not asked again at once
+                await asyncio.sleep(min(POLL * entry.attempts, MAX_POLL))
             else:
                 raise
         else:
@@ -240,8 +280,11 @@ class Journal:
 
     # --- the audit ------------------------------------------------------------------------------------
 
-    async def verify(self) -> list[Any]:
-        """Holds the ledger against the journal. Returns the ledger's rows, in order per member."""
+    async def verify(self, patience: float = SETTLE_TIMEOUT) -> list[Any]:
+        """Holds the ledger against the journal. Returns the ledger's rows, in order per member.
+
+        Orders that were reported may take `patience` seconds to be earned.
+        """
         connection = await owner(self.house)
         try:
             reported = {
@@ -249,34 +292,36 @@ class Journal:
                 for e in self._of(Outcome.ACKNOWLEDGED)
                 if e.method == "ReportOrderPaid"
             }
-            await self._await_reported(connection, reported)
-            ledger = await connection.fetch(
-                "SELECT * FROM transactions WHERE member_id = ANY($1) ORDER BY member_id, seq", self.members
-            )
-            members = await connection.fetch("SELECT * FROM members WHERE member_id = ANY($1)", self.members)
-            holds = await connection.fetch("SELECT * FROM holds WHERE member_id = ANY($1)", self.members)
-            events = await announced(connection, self.members)
+            await self._await_reported(connection, reported, patience)
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                ledger, members, holds = [
+                    await rows_of(connection, table, self.members)
+                    for table in ("transactions", "members", "holds")
+                ]
+                events = await announced(connection, self.members)
         finally:
-            await connection.close()
-        self._check_effects(ledger, reported)
-        self._check_holds(members, holds)
-        by_member = {m: [row for row in ledger if row["member_id"] == m] for m in self.members}
+            connection.terminate()  # which cannot fail, whatever happened to it
+        self._check_effects(ledger, reported, self._check_holds(members, holds))
+        by_member: dict[str, list[Any]] = {member: [] for member in self.members}
+        for row in ledger:
+            by_member[row["member_id"]].append(row)
         for member in members:
             check_member(member, by_member[member["member_id"]], events[member["member_id"]])
+            await asyncio.sleep(0)  # others want to go on meanwhile
         assert {row["member_id"] for row in ledger} <= {row["member_id"] for row in members}
         return list(ledger)
 
     def _of(self, outcome: Outcome) -> list[Entry]:
         return [entry for entry in self.entries if entry.outcome is outcome]
 
-    async def _await_reported(self, connection: Any, reported: set[str]) -> None:
+    async def _await_reported(self, connection: Any, reported: set[str], patience: float) -> None:
         async def earned() -> bool:
-            query = "SELECT order_id FROM transactions WHERE member_id = ANY($1)"
-            return reported <= {r["order_id"] for r in await connection.fetch(query, self.members)}
+            rows = await rows_of(connection, "transactions", self.members, "order_id")
+            return reported <= {row["order_id"] for row in rows}
 
-        await until(earned)
+        await until(earned, patience)
 
-    def _check_effects(self, ledger: Sequence[Any], reported: set[str]) -> None:
+    def _check_effects(self, ledger: Sequence[Any], reported: set[str], lapsed: set[str]) -> None:
         """Each acknowledged command is one row, each refused one none, and nothing else is there."""
         assert not self._of(Outcome.UNKNOWN)
         posted = [e for e in self._of(Outcome.ACKNOWLEDGED) if isinstance(e.answer, pb.Transaction)]
@@ -287,10 +332,13 @@ class Journal:
         own = [row for row in ledger if row["request_id"][0] == "~"]
         by_event = Counter(row["order_id"] for row in own if row["kind"] == "EARN")
         assert by_event == Counter(reported)
-        rests = Counter(row["reference_id"] for row in own if row["kind"] == "RELEASE")
+        released = Counter(row["reference_id"] for row in own if row["kind"] == "RELEASE")
         closed = [each for book in self.books.values() for each in book.closed_holds.items()]
-        assert rests == Counter(hold_id for hold_id, (_, amount, captured) in closed if 0 < captured < amount)
-        assert len(own) == by_event.total() + rests.total()
+        rests = Counter(hold_id for hold_id, (_, amount, captured) in closed if 0 < captured < amount)
+        assert released == rests + Counter(lapsed)
+        expired = sum(row["kind"] == "EXPIRE" for row in own)
+        assert not expired or self._now > self._began
+        assert len(own) == by_event.total() + released.total() + expired
         rows = {(row["member_id"], row["request_id"]): row for row in ledger}
         for entry in posted:
             assert isinstance(entry.answer, pb.Transaction)
@@ -301,24 +349,95 @@ class Journal:
                 entry.answer.hash,
             )
 
-    def _check_holds(self, members: Sequence[Any], holds: Sequence[Any]) -> None:
-        """Holds are in the state in which the client left them."""
+    def _check_holds(self, members: Sequence[Any], holds: Sequence[Any]) -> set[str]:
+        """Holds are as the client left them, but for those whose time is over. Returns which lapsed."""
         found = {row["hold_id"]: (row["state"], row["amount"], row["captured"]) for row in holds}
         expected: dict[str, tuple[str, int, int]] = {}
-        for book in self.books.values():
-            expected |= {hold_id: ("PLACED", amount, 0) for hold_id, amount in book.open_holds.items()}
+        lapsed: set[str] = set()
+        for member, book in self.books.items():
+            for hold_id, amount in book.open_holds.items():
+                over = book.deadlines[hold_id] <= self._now and found[hold_id][0] == "EXPIRED"
+                expected[hold_id] = ("EXPIRED" if over else "PLACED", amount, 0)
+                lapsed |= {hold_id} if over else set()
             expected |= book.closed_holds
+            held = sum(amount for hold_id, amount in book.open_holds.items() if hold_id not in lapsed)
+            assert [row["held"] for row in members if row["member_id"] == member] in ([held], [])
         assert found == expected
-        for member in members:
-            assert member["held"] == sum(self.books[member["member_id"]].open_holds.values())
+        return lapsed
+
+
+class Batches(Journal):
+    """Sends one command of each member at once in a BatchPost: the most that a client can do."""
+
+    def _workers(
+        self, client: Client, each: int, struck: asyncio.Event
+    ) -> Iterable[Coroutine[Any, Any, None]]:
+        yield self._together(client, each, struck)
+
+    async def _together(self, client: Client, commands: int, struck: asyncio.Event) -> None:
+        sent = 0
+        while sent < commands or not struck.is_set():
+            sent += 1
+            entries = [self._command(member) for member in self.members]
+            for entry in entries:
+                self._begin(entry)
+            async with asyncio.timeout(SETTLE_TIMEOUT):
+                while left := [entry for entry in entries if entry.outcome is Outcome.UNKNOWN]:
+                    await self._attempt_all(client, left)
+            for entry in entries:
+                self._end(entry)
+
+    def _command(self, member: str) -> Entry:
+        common: dict[str, Any] = {"member_id": member, "request_id": fresh("r")}
+        if self._random.random() < 0.7:
+            what = order(self._random.randint(0, 5000), self._now)
+            return Entry("EarnPoints", pb.EarnPointsRequest(**common, order=what))
+        signed = self._random.choice([-1, 1]) * self._random.randint(1, 60)
+        unit = self._random.choice([pb.UNIT_POINTS, pb.UNIT_GROWTH])
+        return Entry(
+            "AdjustPoints", pb.AdjustPointsRequest(**common, unit=unit, amount=signed, reason="chaos")
+        )
+
+    async def _attempt_all(self, client: Client, entries: Sequence[Entry]) -> None:
+        request = pb.BatchPostRequest()
+        for entry in entries:
+            entry.attempts += 1
+            earn = entry.method == "EarnPoints"
+            (request.items.add().earn if earn else request.items.add().adjust).CopyFrom(entry.request)
+        try:
+            answer = await client.method("BatchPost", self._turns[""])(request, timeout=self._timeout)
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in RETRIED:
+                raise
+            self._turns[""] += 1
+            await asyncio.sleep(min(POLL * entries[0].attempts, MAX_POLL))
+            return
+        for entry, result in zip(entries, answer.results, strict=True):
+            if result.WhichOneof("result") == "transaction":
+                entry.outcome, entry.answer = Outcome.ACKNOWLEDGED, result.transaction
+            elif result.error.code in {code.value[0] for code in REFUSED}:
+                entry.outcome = Outcome.REFUSED
+            else:
+                assert result.error.code in {code.value[0] for code in RETRIED}, result.error
+        if any(entry.outcome is Outcome.UNKNOWN for entry in entries):
+            await asyncio.sleep(POLL)
+
+
+async def rows_of(connection: Any, table: str, members: Sequence[str], columns: str = "*") -> list[Any]:
+    """What a table has about some members, in order per member."""
+    order = "member_id" if table == "members" else "member_id, seq"
+    keyed = "(bucket, member_id) IN (SELECT * FROM unnest($1::smallint[], $2::text[]))"
+    query = f"SELECT {columns} FROM {table} WHERE {keyed} ORDER BY {order}"  # noqa: S608 - names of ours
+    return list(await connection.fetch(query, [bucket(member) for member in members], members))
 
 
 async def announced(connection: Any, members: Sequence[str]) -> Counter[str]:
     """How many events there are about each member."""
     query = (
-        "SELECT entity_key, count(*) FROM outbox WHERE stream = 'POINTS' AND entity_key = ANY($1) GROUP BY 1"
+        "SELECT entity_key, count(*) FROM outbox WHERE stream = 'POINTS'"
+        " AND (bucket, entity_key) IN (SELECT * FROM unnest($1::smallint[], $2::text[])) GROUP BY 1"
     )
-    return Counter(dict(await connection.fetch(query, members)))
+    return Counter(dict(await connection.fetch(query, [bucket(member) for member in members], members)))
 
 
 def check_member(member: Any, ledger: Sequence[Any], events: int) -> None:
@@ -353,8 +472,10 @@ async def owner(house: House) -> Any:
     return await asyncpg.connect(house.database_url("points", owner=True))
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = SETTLE_TIMEOUT) -> None:
     """Waits for a condition. Raises TimeoutError."""
-    async with asyncio.timeout(SETTLE_TIMEOUT):
-        while not await condition():  # noqa: ASYNC110 - what is awaited lies in other processes
-            await asyncio.sleep(POLL)
+    pause = POLL
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(pause)
+            pause = min(1.2 * pause, MAX_POLL)

@@ -10,7 +10,17 @@ from typing import Any
 from loyalty.points.v1 import points_service_pb2 as pb
 
 from services.points.domain.ledger import MAX_BALANCE
-from tests.chaos.journal import Entry, Journal, Outcome, announced, check_member, owner, until
+from tests.chaos.journal import (
+    SETTLE_TIMEOUT,
+    Entry,
+    Journal,
+    Outcome,
+    announced,
+    check_member,
+    owner,
+    rows_of,
+    until,
+)
 from tests.filling import gift, post
 from tests.support import fresh
 
@@ -35,7 +45,7 @@ class Transfers(Journal):
         )
         return Entry("TransferPoints", request)
 
-    async def verify(self) -> list[Any]:
+    async def verify(self, patience: float = SETTLE_TIMEOUT) -> list[Any]:
         """Every transfer has ended, each in one of its two ways, and no point is lost or new."""
         connection = await owner(self.house)
         everyone = [*self.members, self.full]
@@ -44,11 +54,9 @@ class Transfers(Journal):
             async def ended() -> bool:
                 return not await connection.fetchval(_ON_THEIR_WAY, self.members)
 
-            await until(ended)
-            ledger = await connection.fetch(
-                "SELECT * FROM transactions WHERE member_id = ANY($1) ORDER BY member_id, seq", everyone
-            )
-            members = await connection.fetch("SELECT * FROM members WHERE member_id = ANY($1)", everyone)
+            await until(ended, patience)
+            ledger = await rows_of(connection, "transactions", everyone)
+            members = await rows_of(connection, "members", everyone)
             events = await announced(connection, everyone)
         finally:
             await connection.close()

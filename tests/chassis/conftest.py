@@ -12,12 +12,13 @@ from services.chassis import migrations
 from services.chassis.database import Database
 from services.cli.servers import Postgres
 from services.points import tables
+from tests.conftest import a_folder
 
 
-@pytest.fixture(scope="module")
-def url(data: Path) -> Iterator[str]:
-    """Where a migrated database is."""
-    with Postgres.start(data / "postgres") as server:
+@pytest.fixture(scope="session")
+def url() -> Iterator[str]:
+    """Where a migrated database is, which modules share: a test knows its rows by names of its own."""
+    with a_folder() as data, Postgres.start(data / "postgres") as server:
         folder = Path(str(points.__file__)).parent / "migrations"
         migrations.upgrade(server.url(), folder, tables.metadata, grants=[])
         yield server.url()

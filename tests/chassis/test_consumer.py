@@ -21,8 +21,6 @@ from services.cli.servers import Nats
 from services.points import tables
 from tests.support import TIMEOUT, fresh
 
-pytestmark = pytest.mark.xdist_group("chassis-database")
-
 
 class NotToday(FailedPrecondition):
     """Not today."""

@@ -12,8 +12,6 @@ import pytest
 from services.chassis.database import Database, DatabaseUnavailable
 from services.cli.servers import Postgres
 
-pytestmark = pytest.mark.xdist_group("chassis-database")
-
 ROWS, MIDDLE = 20_000, 5_000
 
 

@@ -11,8 +11,6 @@ from services.chassis.jobs import Job, Jobs, Lease, LeaseLost, run_job
 from services.points import tables
 from tests.support import fresh
 
-pytestmark = pytest.mark.xdist_group("chassis-database")
-
 FIRST, SECOND = Jobs(tables.jobs, "first"), Jobs(tables.jobs, "second")
 
 

@@ -12,8 +12,6 @@ from services.chassis.outbox import MAX_BODY, Event, EventTooLarge, Outbox, even
 from services.points import tables
 from tests.support import fresh
 
-pytestmark = pytest.mark.xdist_group("chassis-database")
-
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 OUTBOX = Outbox(tables.outbox, tables.stream_erasures)
 

@@ -17,8 +17,6 @@ import pytest
 
 from services.cli.servers import Guarded, Nats, Postgres, ServerError
 
-pytestmark = pytest.mark.xdist_group("servers")
-
 DEADLINE_SECONDS = 60.0
 BOTH = """
 import sys, time

@@ -84,22 +84,6 @@ def test_orders_come_by_paid_time_then_basket() -> None:
     ]
 
 
-def test_a_redemption_is_due_after_every_fourth_order() -> None:
-    [(member_id, order)] = baskets.orders(baskets.lines(transactions((41, 5, 1, 1, 1.0)), PRODUCTS))
-    due = {ordinal: baskets.redemption_due(member_id, order, ordinal) for ordinal in range(1, 9)}
-    assert [ordinal for ordinal, request in due.items() if request] == [4, 8]
-    request = due[4]
-    assert request is not None
-    assert (request.member_id, request.request_id, request.reference_id, request.amount) == (
-        "hh-7",
-        "redeem-cj-41",
-        "cj-41",
-        20,
-    )
-    assert request.occur_time == order.paid_time
-    protovalidate.validate(request)
-
-
 def test_days_are_shanghai_days_and_both_ends_count() -> None:
     frame = baskets.load(date(2017, 1, 2), date(2017, 1, 3))
     assert frame["order_id"].n_unique() == 381 + 405

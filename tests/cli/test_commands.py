@@ -34,8 +34,6 @@ from services.cli.events import read
 from services.cli.place import Failure
 from tests.support import PROGRAMME, TIMEOUT, fresh, order
 
-pytestmark = pytest.mark.xdist_group("cli")
-
 START = "2026-06-15T12:00:00+08:00"
 DEADLINE = 60.0  # seconds; generous, for slow machines
 COMMAND = [sys.executable, "-m", "services.cli"]

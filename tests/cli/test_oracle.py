@@ -10,7 +10,8 @@ import yaml
 from google.protobuf import json_format
 from loyalty.points.v1.points_service_pb2 import Programme, RuleScope
 
-from services.cli import baskets, oracle
+from services.cli import baskets, deeds, oracle, proof, purse, rulebook
+from services.cli.deeds import Close, Hold, Plan, Redeem, Refund, evening
 
 BURGER_KING = yaml.safe_load(
     (Path(__file__).parents[2] / "deploy/programmes/burger-king.yaml").read_text(encoding="utf-8")
@@ -23,7 +24,7 @@ COLUMNS = ["orders", "available", "lifetime_earned", "growth", "redeemed"]
 
 @pytest.fixture(autouse=True)
 def _coffee_at_any_hour(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(oracle.CONDITIONS, COFFEE, pl.col("category") == "COFFEE")
+    monkeypatch.setitem(rulebook.CONDITIONS, COFFEE, pl.col("category") == "COFFEE")
 
 
 def rule(scope: str = "ORDER", *, unit: str = "POINTS", stack: str = "ADD", **given: Any) -> dict[str, Any]:
@@ -35,24 +36,31 @@ def rule(scope: str = "ORDER", *, unit: str = "POINTS", stack: str = "ADD", **gi
 def basket(
     number: int, *lines: tuple[str, int], paid: str = "2017-03-01T04:00", city: str = ""
 ) -> pl.DataFrame:
-    """An order of member m: its lines as (category, cents), paid at a UTC time."""
+    """An order of member m "o<number>": its lines 1, 2 … as (category, cents), paid at a UTC time."""
     return pl.DataFrame(
         lines, schema={"category": pl.String, "amount_minor": pl.Int64}, orient="row"
     ).with_columns(
         member_id=pl.lit("m"),
+        order_id=pl.lit(f"o{number}"),
         basket_id=pl.lit(number, pl.Int64),
+        line_id=pl.int_range(1, pl.len() + 1).cast(pl.String),
         paid_time=pl.lit(datetime.fromisoformat(paid).replace(tzinfo=UTC)),
         city=pl.lit(city),
     )
 
 
-def balances(*orders: pl.DataFrame, rules: list[dict[str, Any]], **more: Any) -> dict[str, int]:
+def balances(
+    *orders: pl.DataFrame, rules: list[dict[str, Any]], plan: Plan | None = None, **more: Any
+) -> dict[str, int]:
     """What the oracle expects of member m."""
-    programme = {"time_zone": "Asia/Shanghai", "currency_code": "CNY", "earn_rules": rules, **more}
-    expected = oracle.expected(pl.concat(orders), programme)
-    assert expected.columns == ["member_id", *COLUMNS, "tier"]
+    expected = oracle.expected(pl.concat(orders), programme(rules, **more), plan)
+    assert expected.columns == ["member_id", *purse.COLUMNS]
     [row] = expected.rows(named=True)
     return {name: row[name] for name in COLUMNS}
+
+
+def programme(rules: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    return {"time_zone": "Asia/Shanghai", "currency_code": "CNY", "earn_rules": rules, **more}
 
 
 def earned(*orders: pl.DataFrame, rules: list[dict[str, Any]]) -> int:
@@ -114,10 +122,9 @@ def test_a_multiplier_leaves_the_other_unit_alone() -> None:
     assert (got["lifetime_earned"], got["growth"]) == (20, 10)
 
 
-def test_multipliers_below_one_take_away_but_never_below_nothing() -> None:
-    assert earned(basket(1, ("", 1000)), rules=[rule(per=ONE_PER_YUAN), rule(multiplier="0.25")]) == 2
-    rules = [rule(multiplier="0"), rule(multiplier="0"), rule(per=ONE_PER_YUAN)]
-    assert earned(basket(1, ("", 1000)), rules=rules) == 0
+def test_multipliers_below_one_are_refused_as_the_service_does() -> None:
+    with pytest.raises(ValueError, match="no multiplier below 1, as in rule r"):
+        earned(basket(1, ("", 1000)), rules=[rule(per=ONE_PER_YUAN), rule(multiplier="0.25")])
 
 
 def test_a_multiplier_builds_on_what_was_given_before_caps() -> None:
@@ -185,7 +192,9 @@ def test_caps_and_redemptions_follow_paid_time_and_then_the_basket() -> None:
     rules = [rule(per=ONE_PER_YUAN, cap_per_order=5), rule(when="order.total_minor >= 5000", fixed=1)]
     assert earned(small, big, rules=rules) == 3 + 5
     spent = [basket(5, ("", 2000), paid="2017-03-01T04:00:01"), *(basket(n, ("", 0)) for n in (9, 8, 7))]
-    assert balances(*spent, rules=[rule(per=ONE_PER_YUAN)])["redeemed"] == 20
+    for order, redeemed in (("o5", 20), ("o9", 0)):
+        plan = Plan({order: [Redeem("r", 20)]})
+        assert balances(*spent, rules=[rule(per=ONE_PER_YUAN)], plan=plan)["redeemed"] == redeemed
 
 
 def test_a_window_has_its_first_instant_and_not_its_last() -> None:
@@ -198,12 +207,13 @@ def test_a_window_has_its_first_instant_and_not_its_last() -> None:
 
 
 def test_a_redemption_is_done_with_20_points_and_refused_with_19() -> None:
+    plan = Plan({"o3": [Redeem("r", 20)]})
     for cents, available, redeemed in ((500, 0, 20), (400, 16, 0), (475, 16, 0), (550, 0, 20)):
         orders = [basket(n, ("", cents)) for n in range(4)]
-        got = balances(*orders, rules=[rule(per=ONE_PER_YUAN)])
+        got = balances(*orders, rules=[rule(per=ONE_PER_YUAN)], plan=plan)
         assert (got["available"], got["redeemed"]) == (available, redeemed)
-    nineteen = [basket(1, ("", 1900)), *(basket(n, ("", 0)) for n in (2, 3, 4))]
-    got = balances(*nineteen, rules=[rule(per=ONE_PER_YUAN)])
+    nineteen = [basket(0, ("", 1900)), *(basket(n, ("", 0)) for n in (1, 2, 3))]
+    got = balances(*nineteen, rules=[rule(per=ONE_PER_YUAN)], plan=plan)
     assert got == {"orders": 4, "available": 19, "lifetime_earned": 19, "growth": 0, "redeemed": 0}
 
 
@@ -226,20 +236,11 @@ def test_an_unknown_key_is_named_with_its_rule() -> None:
         earned(basket(1, ("", 1)), rules=[rule(fixed=1, capPerDay=1)])
 
 
-def test_points_that_would_mature_or_expire_within_the_orders_are_refused() -> None:
-    first, last = basket(1, ("", 1), paid="2017-01-31T12:00"), basket(2, ("", 1), paid="2017-02-28T16:00")
-    rules = [rule(fixed=1)]
-    balances(first, rules=rules, expiry={"rolling_months": 1})
-    with pytest.raises(ValueError, match="points end on 2017-02-28, orders on 2017-03-01"):
-        balances(first, last, rules=rules, expiry={"rolling_months": 1})
-    with pytest.raises(ValueError, match="points end on 2017-12-31"):
-        balances(
-            first, basket(3, ("", 1), paid="2018-01-01T00:00"), rules=rules, expiry={"calendar_years": 0}
-        )
-    with pytest.raises(ValueError, match="points end on 2017-02-28"):
-        balances(first, last, rules=[rule(fixed=1, expiry={"rolling_months": 1})])
+def test_what_the_oracle_does_not_know_is_refused() -> None:
     with pytest.raises(ValueError, match="pending days"):
-        balances(first, rules=rules, pending_days=1)
+        balances(basket(1, ("", 1)), rules=[], pending_days=1)
+    with pytest.raises(ValueError, match="CLAWBACK_CLAMP"):
+        balances(basket(1, ("", 1)), rules=[], clawback="CLAWBACK_CLAMP")
 
 
 def test_the_burger_king_programme_is_valid_and_the_oracle_knows_it() -> None:
@@ -247,7 +248,7 @@ def test_the_burger_king_programme_is_valid_and_the_oracle_knows_it() -> None:
     protovalidate.validate(programme)
     conditions = [rule.when for rule in programme.earn_rules if rule.scope != RuleScope.RULE_SCOPE_ACTIVITY]
     assert len(programme.earn_rules) == 10
-    assert set(conditions) <= {*oracle.CONDITIONS, 'member.tier == "挚爱粉"'}
+    assert set(conditions) <= {*rulebook.CONDITIONS, 'member.tier == "挚爱粉"'}
 
 
 @pytest.mark.parametrize(
@@ -272,22 +273,27 @@ def test_burger_king_breakfast_drinks_and_big_baskets() -> None:
     assert got.select(COLUMNS).row(0) == (2, 123 + 118, 123 + 118, 100, 0)
 
 
-def test_january_and_the_year_end_as_recorded() -> None:
-    january = oracle.expected(baskets.load(date(2017, 1, 1), date(2017, 1, 31)), BURGER_KING)
-    assert january.select(COLUMNS).sum().row(0) == (12_481, 348_295, 394_195, 357_144, 45_900)
-    year = oracle.expected(baskets.load(None, None), BURGER_KING)
-    assert year.height == 2_469
-    assert year.select(COLUMNS).sum().row(0) == (155_848, 4_844_260, 5_599_120, 4_519_934, 754_860)
-    assert (year["available"] + year["redeemed"] == year["lifetime_earned"]).all()
+def test_january_as_recorded() -> None:
+    january = baskets.load(date(2017, 1, 1), date(2017, 1, 31))
+    redemptions: dict[str, list[Redeem | Hold]] = {
+        order_id: [deed for deed in theirs if deed == Redeem(f"redeem-{order_id}", 20)]
+        for order_id, theirs in deeds.plan(january).at_once.items()
+    }
+    # As an oracle had it that knew of nothing but earning and redeeming.
+    got = oracle.expected(january, BURGER_KING, Plan(redemptions))
+    assert got.select(COLUMNS).sum().row(0) == (12_481, 348_295, 394_195, 357_144, 45_900)
 
 
 def test_the_oracle_shares_nothing_with_what_it_judges() -> None:
-    tree = ast.parse(Path(oracle.__file__).read_text(encoding="utf-8"))
-    froms = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    plain = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-    assert {name for name in froms | plain if name and name.startswith(("services", "loyalty", "cel"))} == {
-        "services.cli.baskets"
-    }
+    for module in (oracle, rulebook, purse, deeds):
+        tree = ast.parse(Path(module.__file__ or "").read_text(encoding="utf-8"))
+        froms = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        plain = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+        ours = {name for name in froms | plain if name and name.startswith(("services", "loyalty", "cel"))}
+        assert ours <= {
+            "services.cli",
+            *(f"services.cli.{m}" for m in ("baskets", "deeds", "purse", "rulebook")),
+        }
 
 
 LADDER = {
@@ -309,8 +315,204 @@ def test_a_tier_is_held_from_the_order_after_the_one_that_reached_it() -> None:
     assert (row["tier"], row["lifetime_earned"]) == ("gold", 10 + 20 + 20)
 
 
-def test_tiers_that_end_within_the_orders_are_refused() -> None:
-    rules = [rule(unit="GROWTH", per=ONE_PER_YUAN)]
-    orders = [basket(1, ("", 100)), basket(2, ("", 100), paid="2018-03-01T04:00")]
-    with pytest.raises(ValueError, match="tiers that end"):
-        balances(*orders, rules=rules, tier_ladder=LADDER)
+# --- what happens after the earning ---------------------------------------------------------------------
+
+BASE = [rule(per=ONE_PER_YUAN), rule(per=ONE_PER_YUAN, unit="GROWTH")]
+NAMES = ("available", "held", "owed", "lifetime_earned", "redeemed", "expired", "growth")
+
+
+class Story:
+    """Member m under a programme: what was planned, and what it then owns in the evening of a day of 2017."""
+
+    def __init__(self, *orders: pl.DataFrame, rules: list[dict[str, Any]] = BASE, **more: Any) -> None:
+        self.plan = Plan()
+        self._frame = pl.concat(orders)
+        self._programme = programme(rules, **more)
+
+    def right_after(self, order_id: str, *done: Redeem | Hold) -> None:
+        self.plan.at_once[order_id] = list(done)
+
+    def later(self, month: int, day: int, *done: Close | Refund) -> None:
+        for deed in done:
+            self.plan.add_later(date(2017, month, day), "m", deed)
+
+    def row(self, month: int, day: int) -> dict[str, Any]:
+        [row] = (
+            oracle.Oracle(self._frame, self._programme, self.plan)
+            .until(date(2017, month, day))
+            .rows(named=True)
+        )
+        return row
+
+    def on(self, month: int, day: int) -> tuple[int, ...]:
+        row = self.row(month, day)
+        return tuple(row[name] for name in NAMES)
+
+
+def test_points_are_gone_the_day_after_their_last_and_those_that_end_first_are_spent_first() -> None:
+    orders = (basket(1, ("", 1000), paid="2017-01-31T04:00"), basket(2, ("", 500), paid="2017-02-10T04:00"))
+    story = Story(*orders, expiry={"rolling_months": 1})
+    story.right_after("o2", Redeem("r", 4))
+    assert story.on(2, 10) == (11, 0, 0, 15, 4, 0, 15)
+    assert story.on(2, 28) == (11, 0, 0, 15, 4, 0, 15)
+    assert story.on(3, 1) == (5, 0, 0, 15, 4, 6, 15)
+    assert story.on(3, 11) == (0, 0, 0, 15, 4, 11, 15)
+
+
+def test_a_rule_s_own_expiry_makes_a_lot_of_its_own() -> None:
+    rules = [rule(per=ONE_PER_YUAN), rule(fixed=7, expiry={"calendar_years": 0})]
+    story = Story(basket(1, ("", 1000), paid="2017-01-31T04:00"), rules=rules, expiry={"rolling_months": 1})
+    assert story.on(3, 1) == (7, 0, 0, 17, 0, 10, 0)
+
+
+def test_a_hold_keeps_its_points_from_expiring_and_what_is_let_go_expires_at_once() -> None:
+    orders = (basket(1, ("", 1000), paid="2017-01-15T04:00"), basket(2, ("", 800), paid="2017-02-10T04:00"))
+    story = Story(*orders, expiry={"rolling_months": 1})
+    story.right_after("o2", Hold("h", 12, evening(date(2017, 2, 25))))
+    assert story.on(2, 10) == (6, 12, 0, 18, 0, 0, 18)
+    assert story.on(2, 16) == (6, 12, 0, 18, 0, 0, 18)
+    # Ten of the first order, which end first, and two of the second: nine are captured, one of them is gone.
+    story.later(2, 20, Close("c", "h", 9))
+    assert story.on(2, 20) == (8, 0, 0, 18, 9, 1, 18)
+
+
+def test_a_hold_lapses_by_itself_at_its_deadline_and_cannot_be_closed_any_more() -> None:
+    story = Story(basket(1, ("", 1000)))
+    story.right_after(
+        "o1", Hold("h", 6, evening(date(2017, 3, 4))), Hold("too much", 5, evening(date(2017, 3, 4)))
+    )
+    story.later(3, 4, Close("late", "h", 0), Close("never", "too much", 0))
+    assert story.on(3, 3) == (4, 6, 0, 10, 0, 0, 10)
+    assert story.on(3, 4) == (10, 0, 0, 10, 0, 0, 10)
+
+
+def test_a_hold_that_is_released_or_captured_whole() -> None:
+    for capture, left in ((None, (10, 0, 0, 10, 0, 0, 10)), (0, (4, 0, 0, 10, 6, 0, 10))):
+        story = Story(basket(1, ("", 1000)))
+        story.right_after("o1", Hold("h", 6, evening(date(2017, 3, 4))))
+        story.later(3, 2, Close("c", "h", capture))
+        assert story.on(3, 2) == left
+
+
+def test_a_refund_by_line_takes_back_by_the_rules_with_their_caps() -> None:
+    rules = [
+        rule(per=ONE_PER_YUAN),
+        rule("LINE", when=COFFEE, multiplier="2"),
+        rule(fixed=5, when="order.total_minor >= 5000", cap_per_day=8),
+    ]
+    # 40.00 + 30.00 x 2 + 5 = 105, of the second 100 + the 3 that are left of the day.
+    orders = [basket(number, ("COFFEE", 3000), ("BEEF", 4000)) for number in (1, 2)]
+    story = Story(*orders, rules=rules)
+    assert story.on(3, 1)[:4] == (105 + 103, 0, 0, 208)
+    # 20.00 of the coffee: 10.00 x 2 + 40.00 + the bonus, as 50.00 is just enough.
+    story.later(3, 2, Refund("f1", "o2", lines={"1": 2000}))
+    assert story.on(3, 2)[:4] == (105 + 63, 0, 0, 168)
+    # A cent more, and the bonus is gone too: 10.00 x 2 + 39.99.
+    story.later(3, 3, Refund("f2", "o2", lines={"2": 1}))
+    assert story.on(3, 3)[:4] == (105 + 59, 0, 0, 164)
+
+
+def test_a_refund_by_amount_is_of_all_lines_in_proportion_and_its_split_does_not_matter() -> None:
+    rules = [rule("LINE", when=COFFEE, per=ONE_PER_YUAN), rule("LINE", when=DRINKS, per=ONE_PER_YUAN)]
+    # 21.90 that earns 2: a tenth of it is coffee. After 9.00 two thirds of 2.00 stay or so; at the end, none.
+    for parts, left in (((1095,), 1), ((365, 365, 365), 1), ((900, 900, 390), 0), ((2190,), 0), ((1,), 1)):
+        story = Story(basket(1, ("COFFEE", 200), ("BEEF", 1990)), rules=rules)
+        story.later(3, 1, *(Refund(f"f{n}", "o1", amount=part) for n, part in enumerate(parts)))
+        assert story.on(3, 1)[3] == left, parts
+
+
+def test_lines_below_a_cent_are_gone_while_the_order_counts_their_share() -> None:
+    rules = [rule(per={"amount_minor": 1, "points": 1}), rule("LINE", when=COFFEE, fixed=50)]
+    story = Story(basket(1, ("COFFEE", 1), ("BEEF", 99)), rules=rules)
+    assert story.on(3, 1)[3] == 150
+    story.later(3, 2, Refund("f", "o1", amount=50))  # half a cent of coffee stays: no line any more
+    assert story.on(3, 2)[3] == 50
+
+
+def test_all_that_is_left_is_refunded_after_a_part_also_of_a_fixed_amount() -> None:
+    story = Story(basket(1, ("", 1000), ("", 500)), rules=[*BASE, rule(fixed=3)])
+    story.later(3, 1, Refund("f1", "o1", lines={"1": 400}), Refund("f2", "o1", everything=True))
+    assert story.on(3, 1) == (0, 0, 0, 0, 0, 0, 0)
+
+
+def test_what_was_spent_of_a_refunded_order_is_owed_and_the_next_order_pays_it() -> None:
+    orders = (basket(1, ("", 1000)), basket(2, ("", 300), paid="2017-03-03T04:00"))
+    story = Story(*orders, basket(3, ("", 900), paid="2017-03-04T04:00"))
+    story.right_after("o1", Redeem("all", None))
+    story.later(3, 2, Refund("f", "o1", everything=True))
+    assert story.on(3, 2) == (0, 0, 10, 0, 10, 0, 0)
+    assert story.on(3, 3) == (0, 0, 7, 3, 10, 0, 3)
+    assert story.on(3, 4) == (2, 0, 0, 12, 10, 0, 12)
+
+
+def test_a_refund_takes_what_expired_of_the_order_then_its_rest_then_others_and_never_what_is_held() -> None:
+    orders = (
+        basket(1, ("", 1000), paid="2017-01-15T04:00"),
+        basket(2, ("", 800), paid="2017-02-16T04:00"),
+        basket(3, ("", 500), paid="2017-02-17T04:00"),
+    )
+    story = Story(*orders, expiry={"rolling_months": 1})
+    story.right_after("o1", Redeem("r", 3))
+    story.right_after("o3", Hold("h", 6, evening(date(2017, 3, 1))))
+    assert story.on(2, 17) == (7, 6, 0, 23, 3, 7, 23)
+    # Seven of ten had expired, and count as never earned; three are taken of the second order's two, and on.
+    story.later(2, 18, Refund("f1", "o1", everything=True))
+    assert story.on(2, 18) == (4, 6, 0, 13, 3, 0, 13)
+    story.later(2, 19, Refund("f2", "o2", everything=True))
+    assert story.on(2, 19) == (0, 6, 4, 5, 3, 0, 5)
+    # Released points pay what is owed.
+    story.later(2, 20, Close("c", "h", None))
+    assert story.on(2, 20) == (2, 0, 0, 5, 3, 0, 5)
+
+
+SHORT = {"rolling_days": 10, "grace_days": 5, "tiers": LADDER["tiers"]}
+
+
+def test_a_tier_ends_after_its_period_and_grace_and_falls_or_is_held_on() -> None:
+    orders = [basket(1, ("", 3500), paid="2017-03-01T04:00"), basket(2, ("", 1200), paid="2017-03-12T04:00")]
+    story = Story(*orders, tier_ladder=SHORT)
+    # Gold from the 1st for ten days and five of grace, to the end of the 15th. What counts then is the growth
+    # since the 1st, so gold is held on for the ten days after the 10th, and five: to the end of the 25th.
+    assert story.row(3, 15)["tier"] == story.row(3, 25)["tier"] == "gold"
+    # Since the 11th there are 12: iron, to the end of 4 April; then nothing.
+    assert story.row(3, 26)["tier"] == story.row(4, 4)["tier"] == "iron"
+    assert story.row(4, 5)["tier"] == ""
+
+
+def test_a_refund_lowers_the_growth_of_the_order_s_day_but_the_tier_only_at_its_end() -> None:
+    orders = [basket(1, ("", 3500), paid="2017-03-01T04:00"), basket(2, ("", 1200), paid="2017-03-03T04:00")]
+    story = Story(*orders, tier_ladder=SHORT)
+    story.later(3, 3, Refund("f", "o1", everything=True))
+    assert (story.row(3, 15)["tier"], story.row(3, 15)["growth"]) == ("gold", 12)
+    assert story.row(3, 16)["tier"] == "iron"
+
+
+def test_a_refunded_order_is_asked_again_with_the_tier_at_earning() -> None:
+    rules = [*BASE, rule(when='member.tier == "gold"', multiplier="2")]
+    orders = [basket(1, ("", 3500)), basket(2, ("", 1000), paid="2017-03-02T04:00")]
+    story = Story(*orders, rules=rules, tier_ladder=SHORT)
+    story.later(4, 20, Refund("f", "o2", amount=500))
+    assert story.row(4, 19)["lifetime_earned"] == 35 + 20
+    assert (story.row(4, 20)["tier"], story.row(4, 20)["lifetime_earned"]) == ("", 35 + 10)
+
+
+def test_orders_of_a_day_are_taken_in_the_order_of_posting() -> None:
+    orders = pl.concat([basket(1, ("", 900)), basket(2, ("", 400))])
+    plan = Plan({"o1": [Redeem("r", 10)]})
+    for posted, redeemed in (({"o1": 1, "o2": 2}, 0), ({"o1": 2, "o2": 1}, 10)):
+        asked = oracle.Oracle(orders, programme(BASE), plan)
+        [row] = asked.until(date(2017, 3, 1), posted.__getitem__).rows(named=True)
+        assert row["redeemed"] == redeemed
+
+
+def test_going_on_from_day_to_day_ends_as_at_once_and_the_sums_agree() -> None:
+    frame = baskets.load(date(2017, 1, 1), date(2017, 1, 8))
+    rules = proof.short_lived(BURGER_KING)
+    plan = deeds.plan(frame)
+    step_by_step = oracle.Oracle(frame, rules, plan)
+    for day in (5, 6):
+        step_by_step.until(date(2017, 1, day))
+    got = step_by_step.until(date(2017, 1, 8))
+    assert got.equals(oracle.expected(frame, rules, plan))
+    there = got["available"] + got["held"] - got["owed"]
+    assert (got["lifetime_earned"] == there + got["redeemed"] + got["expired"]).all()

@@ -14,21 +14,19 @@ from loyalty.orders.v1.orders_pb2 import Order, OrderPaid
 from loyalty.points.v1 import points_service_pb2 as pb
 from loyalty.points.v1.points_events_pb2 import PointsPosted
 
-from services.cli.house import House, running
+from services.cli.house import House
 from tests.chaos.listener import STREAM, SUBJECT, Listener
-from tests.conftest import NOON
+from tests.conftest import NOON, OpenHouse
 from tests.support import apply_programme, fresh, order
-
-pytestmark = pytest.mark.xdist_group("journey-order")
 
 ORDER_PAID = "loyalty.orders.v1.OrderPaid"
 DAY = 86_400  # seconds
 
 
 @pytest.fixture(scope="module")
-def house(data: Path) -> Iterator[House]:
+def house(data: Path, open_house: OpenHouse) -> Iterator[House]:
     """One front is enough: nothing here goes through it."""
-    with running(data, test_clock=NOON) as house:
+    with open_house(data, test_clock=NOON) as house:
         apply_programme(house)
         yield house
 

@@ -29,17 +29,15 @@ from loyalty.points.v1.points_events_pb2 import (
 )
 from loyalty.referral.v1 import referral_events_pb2 as referral
 
-from services.cli.house import House, running
+from services.cli.house import House
 from services.points.audit import audit
 from services.points.domain.ledger import MAX_BALANCE
 from tests.chaos.journal import owner
 from tests.chaos.listener import Listener
-from tests.conftest import NOON
+from tests.conftest import NOON, OpenHouse
 from tests.filling import gift, post
 from tests.journeys.publisher import Publisher
 from tests.support import PROGRAMME, Points, apply_programme, defects, fresh, order, refused
-
-pytestmark = pytest.mark.xdist_group("journey-others")
 
 DAY = timedelta(days=1)
 SECOND = timedelta(seconds=1)
@@ -74,9 +72,9 @@ RULES: dict[str, Any] = PROGRAMME | {
 
 
 @pytest.fixture(scope="module")
-def house(data: Path) -> Iterator[House]:
+def house(data: Path, open_house: OpenHouse) -> Iterator[House]:
     """One front is enough: what is told and heard does not go through it."""
-    with running(data, test_clock=NOON) as house:
+    with open_house(data, test_clock=NOON) as house:
         apply_programme(house, RULES)
         yield house
         report = asyncio.run(audit(house.database_url("points")))

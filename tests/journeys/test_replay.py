@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 import stamina.instrumentation
 import yaml
 
-from services.cli import baskets
+from services.cli import baskets, proof
+from services.cli.delivery import Delivery, ReplayError
 from services.cli.demo import Listener
 from services.cli.house import House, running
 from services.cli.replay import PROGRAMME, Outcome, replay
@@ -40,6 +43,62 @@ def house(data: Path) -> Iterator[House]:
 def frame() -> pl.DataFrame:
     """The orders of the first days of 2017."""
     return baskets.load(date(2017, 1, 1), date(2017, 1, 4))
+
+
+@pytest.fixture(scope="module")
+def turn_of_the_year() -> pl.DataFrame:
+    """The orders of half of the households in the last days of 2017 and the first hours of 2018."""
+    return baskets.load(date(2017, 12, 30), None).filter(pl.col("member_id").str.contains("[02468]$"))
+
+
+@pytest.fixture
+def ending(data: Path) -> Iterator[tuple[House, dict[str, Any]]]:
+    """A house under a programme whose points end with the year, and whose tiers last for a day."""
+    ladder = {**RULES["tier_ladder"], "rolling_days": 1, "grace_days": 0}
+    rules = {**RULES, "expiry": {"calendar_years": 0}, "tier_ladder": ladder}
+    with running(data / fresh("replay"), test_clock=EVE) as house:
+        apply_programme(house, rules)
+        yield house, rules
+
+
+@pytest.mark.parametrize("delivery", list(Delivery))
+def test_however_it_is_delivered_the_books_are_the_oracle_s_and_nothing_happens_twice(
+    ending: tuple[House, dict[str, Any]], turn_of_the_year: pl.DataFrame, delivery: Delivery
+) -> None:
+    (house, rules), frame = ending, turn_of_the_year
+    first = replay(house.describe(), frame, rules, delivery=delivery)
+    assert first.differences == []
+    assert [end.day for end in first.months] == ["2017-12-31", "2018-01-01"]
+    eve, new_year = first.months
+    assert eve.expired == 0 < new_year.expired
+    assert new_year.tiers[""] > eve.tiers.get("", 0)
+    assert first.orders == frame["order_id"].n_unique()
+    assert min(first.redemptions, first.holds, first.captures, first.releases, first.refunds) > 0
+    assert (first.events_first > 0) is (delivery is Delivery.BOTH)
+    second = replay(house.describe(), frame, delivery=delivery)
+    assert second.new_transactions == 0
+    assert (second.orders, second.refunds, second.holds) == (first.orders, first.refunds, first.holds)
+    audited = proof.audited(house)
+    assert audited.findings == []
+    assert audited.totals["expired"] == first.months[-1].expired
+    assert not defects(house)
+
+
+def test_a_replay_ends_at_the_first_month_with_a_difference_and_names_it(
+    ending: tuple[House, dict[str, Any]], turn_of_the_year: pl.DataFrame
+) -> None:
+    house, rules = ending
+    frame = turn_of_the_year.filter(pl.col("member_id").str.contains("[0]$"))
+    wrong = json.loads(json.dumps(rules).replace('"points": 1}', '"points": 2}', 1))
+    outcome = replay(house.describe(), frame, wrong)
+    assert [end.day for end in outcome.months] == ["2017-12-31"]
+    assert outcome.differences
+    assert len(outcome.differences) == outcome.months[0].differences
+    assert re.fullmatch(r"2017-12-31 hh-\d+: available is \d+, the oracle says \d+", outcome.differences[0])
+    outcome = replay(house.describe(), frame, rules)
+    assert (outcome.differences, outcome.new_transactions > 0) == ([], True), "the rest of it"
+    with pytest.raises(ReplayError, match="after the last order: nothing to compare with"):
+        replay(house.describe(), frame.filter(pl.col("paid_time") < EVE.replace(year=2017)), rules)
 
 
 def test_kills_of_everything_during_a_replay_lose_and_double_nothing(

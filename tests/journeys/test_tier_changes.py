@@ -21,15 +21,13 @@ from loyalty.points.v1.points_events_pb2 import (
 
 from services.chassis.clock import TestClock
 from services.cli.clockwork import move
-from services.cli.house import House, running
+from services.cli.house import House
 from services.points.audit import audit
 from services.points.domain.ledger import Unit
 from tests.chaos.listener import Listener
-from tests.conftest import NOON
+from tests.conftest import NOON, OpenHouse
 from tests.filling import gift, post
 from tests.support import PROGRAMME, Points, apply_programme, defects, fresh, order
-
-pytestmark = pytest.mark.xdist_group("journey-tiers")
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 WINDOW, GRACE = 30, 5  # days
@@ -43,9 +41,9 @@ SETTLE = 60.0  # seconds
 
 
 @pytest.fixture(scope="module")
-def house(data: Path) -> Iterator[House]:
+def house(data: Path, open_house: OpenHouse) -> Iterator[House]:
     """A house of its own: its clock goes on and on."""
-    with running(data, test_clock=NOON) as house:
+    with open_house(data, test_clock=NOON) as house:
         apply_programme(house, PROGRAMME | {"tier_ladder": LADDER})
         yield house
         report = asyncio.run(audit(house.database_url("points")))

@@ -18,25 +18,23 @@ from loyalty.points.v1.points_events_pb2 import (
     TransferSent,
 )
 
-from services.cli.house import House, running
+from services.cli.house import House
 from services.points.audit import audit
 from services.points.domain.ledger import MAX_BALANCE
 from tests.chaos.listener import Listener
-from tests.conftest import NOON
+from tests.conftest import NOON, OpenHouse
 from tests.filling import gift, post
 from tests.journeys.publisher import until
 from tests.points.calls import a_refund, refund, transfer
 from tests.support import PROGRAMME, Points, apply_programme, defects, fresh, order, read_refusal, refused
 
-pytestmark = pytest.mark.xdist_group("journey-transfers")
-
 LIMIT = 100  # points a day
 
 
 @pytest.fixture(scope="module")
-def house(data: Path) -> Iterator[House]:
+def house(data: Path, open_house: OpenHouse) -> Iterator[House]:
     """One front is enough: points do not travel through it."""
-    with running(data, test_clock=NOON) as house:
+    with open_house(data, test_clock=NOON) as house:
         apply_programme(house, PROGRAMME | {"transfers_per_day": LIMIT})
         yield house
         report = asyncio.run(audit(house.database_url("points"), stream_url=house.nats.url))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,12 @@ SELF_SERVICE = {
 
 @dataclass
 class Issuer:
-    """Who signs tokens; `house` checks them against its public key."""
+    """Who signs tokens; a process of the house's service checks them against the keys in the file."""
 
     house: House
+    service: str
     key: Ed25519PrivateKey
+    file: Path
 
     def token(self, scope: str = EVERYTHING, *, seconds: float = 600, **claims: Any) -> str:
         claims = {"sub": "till-7", "exp": time.time() + seconds, "scope": scope, **claims}
@@ -48,20 +50,20 @@ class Issuer:
         return jwt.encode(claims, self.key, algorithm="EdDSA", headers={"kid": "one"})
 
     def points(self, scope: str = EVERYTHING, **claims: Any) -> Points:
-        return Points(self.house, self.token(scope, **claims))
+        return Points(self.house, self.token(scope, **claims), service=self.service)
 
 
 @pytest.fixture(scope="module")
-def issuer(house: House, data: Path, front: str) -> Issuer:
-    """The house, its service started again with a key file and no open door."""
+def issuer(house: House, data: Path, front: str) -> Iterator[Issuer]:
+    """The house, with a further process of its service that has a key file and no open door."""
     key = Ed25519PrivateKey.generate()
     public = {**OKPAlgorithm.to_jwk(key.public_key(), as_dict=True), "kid": "one", "alg": "EdDSA"}
     file = data / f"keys-{front}.json"
     file.write_text(json.dumps({"keys": [public]}))
-    house.process("points").stop()
-    house.start_service("points", jwks_file=str(file), open_on_loopback="false")
-    house.wait_ready("points")
-    return Issuer(house, key)
+    guarded = house.start_replica("points", jwks_file=str(file), open_on_loopback="false")
+    house.wait_ready(guarded)
+    yield Issuer(house, guarded, key, file)
+    house.process(guarded).stop()
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ def call(points: Points, method: str, request: Message) -> Any:
 
 @EACH_METHOD
 def test_no_method_opens_without_a_good_token(issuer: Issuer, till: Points, method: str) -> None:
-    stranger = Issuer(issuer.house, Ed25519PrivateKey.generate())
+    stranger = replace(issuer, key=Ed25519PrivateKey.generate())
     claims = {"sub": "till-7", "exp": time.time() + 600, "scope": EVERYTHING}
     tokens: dict[str, list[str | None]] = {
         "TOKEN_MISSING": [None],
@@ -234,8 +236,8 @@ def test_the_tokens_subject_is_on_record(issuer: Issuer) -> None:
         assert [t.actor for t in export.transactions] == ["wang.wei", "li.na"]
 
 
-def test_a_key_that_is_withdrawn_opens_nothing_any_more(issuer: Issuer, data: Path, front: str) -> None:
-    file, member = data / f"keys-{front}.json", fresh("member")
+def test_a_key_that_is_withdrawn_opens_nothing_any_more(issuer: Issuer) -> None:
+    file, member = issuer.file, fresh("member")
     kept = file.read_text()
     with issuer.points() as points:
         points.adjust(member, 1)

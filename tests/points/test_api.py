@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +16,8 @@ from loyalty.orders.v1.orders_pb2 import Order
 from loyalty.orders.v1.orders_service_pb2 import ReportOrderPaidRequest
 from loyalty.points.v1 import points_service_pb2 as pb
 
-from services.cli.house import running
-from tests.conftest import NOON
-from tests.points.calls import eventually, listed, move, stop_sweeps
-from tests.support import PROGRAMME, TIMEOUT, Points, apply_programme, fresh, order, refused
+from tests.points.calls import eventually, listed, move
+from tests.support import TIMEOUT, Points, fresh, order, refused
 
 NOBODY = "txn_" + "0" * 32
 
@@ -511,26 +508,7 @@ def test_a_wrong_total_is_refused_when_reported(points: Points) -> None:
         report_order(points, fresh("member"), wrong_total(points.now))
 
 
-# --- time passes: a house of its own, in which only calls post what is due -----------------------------
-
-WINDFALL = {
-    "rule_id": "windfall",
-    "scope": "RULE_SCOPE_ACTIVITY",
-    "unit": "UNIT_POINTS",
-    "when": "activity.kind == 'windfall'",
-    "per": {"amount_minor": 1, "points": 10**12},
-    "stack": "RULE_STACK_ADD",
-}
-
-
-@pytest.fixture(scope="module")
-def later(data: Path) -> Iterator[Points]:
-    """A channel into a house whose clock the tests move, and where no sweep catches up."""
-    with running(data / "later", test_clock=NOON) as house:
-        apply_programme(house, {**PROGRAMME, "earn_rules": [*PROGRAMME["earn_rules"], WINDFALL]})
-        with Points(house) as points:
-            stop_sweeps(points)
-            yield points
+# --- time passes, and only calls post what is due -------------------------------------------------------
 
 
 def test_points_are_gone_at_local_midnight_and_not_a_second_before(later: Points) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from grpc import StatusCode
 from loyalty.points.v1 import points_service_pb2 as pb
 
-from services.cli.house import running
-from tests.conftest import NOON
 from tests.points.calls import (
     a_refund,
     capture,
@@ -23,9 +20,8 @@ from tests.points.calls import (
     read_hold,
     refund,
     release,
-    stop_sweeps,
 )
-from tests.support import Points, apply_programme, fresh, order, refused
+from tests.support import Points, fresh, order, refused
 
 NO_HOLD = "hold_" + "0" * 32
 SECOND = timedelta(seconds=1)
@@ -247,16 +243,7 @@ def test_a_hold_and_its_transaction_are_read_back_as_they_were_answered(points: 
     assert released.hold_id == placed.hold_id
 
 
-# --- time passes: a house of its own, in which only calls post what is due -----------------------------
-
-
-@pytest.fixture(scope="module")
-def later(data: Path) -> Iterator[Points]:
-    """A channel into a house whose clock the tests move, and where no sweep catches up."""
-    with running(data / "later", test_clock=NOON) as house, Points(house) as points:
-        apply_programme(house)
-        stop_sweeps(points)
-        yield points
+# --- time passes, and only calls post what is due -------------------------------------------------------
 
 
 def a_member(points: Points) -> tuple[str, datetime]:

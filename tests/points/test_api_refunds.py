@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-import pytest
 from grpc import StatusCode
 from loyalty.orders.v1.orders_pb2 import Order, Refund
 from loyalty.orders.v1.orders_service_pb2 import ReportOrderPaidRequest, ReportOrderRefundedRequest
 from loyalty.points.v1 import points_service_pb2 as pb
 
-from services.cli.house import running
-from tests.conftest import NOON
 from tests.points.calls import (
     a_refund,
     capture,
@@ -28,10 +24,9 @@ from tests.points.calls import (
     refund,
     release,
     reverse,
-    stop_sweeps,
     transfer,
 )
-from tests.support import PROGRAMME, Points, apply_programme, fresh, order, refused
+from tests.support import Points, fresh, order, refused
 
 NOBODY = "txn_" + "0" * 32
 
@@ -414,7 +409,7 @@ def test_the_new_kinds_are_listed_by_kind_unit_and_order(points: Points) -> None
     assert listed(points, member, kinds=every, page_size=2) == everything
 
 
-# --- transfers, and what needs time: a house of its own, in which only calls post what is due -----------
+# --- transfers, and what needs time: only calls post what is due ----------------------------------------
 
 
 def test_a_programme_that_names_no_transfers_allows_none(points: Points) -> None:
@@ -423,15 +418,6 @@ def test_a_programme_that_names_no_transfers_allows_none(points: Points) -> None
     with refused(StatusCode.FAILED_PRECONDITION, "TRANSFERS_NOT_ALLOWED"):
         transfer(points, member, fresh("friend"), 1)
     assert kinds(points, member) == "ADJUST"
-
-
-@pytest.fixture(scope="module")
-def later(data: Path) -> Iterator[Points]:
-    """A channel into a house whose clock the tests move, where members may send 100 points a day."""
-    with running(data / "later", test_clock=NOON) as house, Points(house) as points:
-        apply_programme(house, {**PROGRAMME, "transfers_per_day": 100})
-        stop_sweeps(points)
-        yield points
 
 
 def test_sent_points_leave_at_once_and_arrive_with_the_end_they_had(later: Points) -> None:

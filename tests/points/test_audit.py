@@ -12,9 +12,9 @@ import pytest
 from loyalty.orders.v1.orders_service_pb2 import ReportOrderRefundedRequest
 from loyalty.points.v1 import points_service_pb2 as pb
 
-from services.cli.house import House, running
+from services.cli.house import House
 from services.points.audit import CHECKS, STREAM_CHECK, Report, audit
-from tests.conftest import NOON
+from tests.conftest import NOON, OpenHouse
 from tests.points.calls import (
     a_refund,
     ask,
@@ -29,9 +29,6 @@ from tests.points.calls import (
 )
 from tests.support import PROGRAMME, Points, apply_programme, fresh, order
 
-pytestmark = pytest.mark.xdist_group("audit")
-
-
 BRIEF = {
     "rule_id": "brief",
     "scope": "RULE_SCOPE_ACTIVITY",
@@ -44,9 +41,9 @@ BRIEF = {
 
 
 @pytest.fixture(scope="module")
-def books(data: Path) -> Iterator[Points]:
+def books(data: Path, open_house: OpenHouse) -> Iterator[Points]:
     """A house with some history, of all kinds."""
-    with running(data / "books", test_clock=NOON) as house, Points(house) as points:
+    with open_house(data / "books", test_clock=NOON) as house, Points(house) as points:
         rules = [*PROGRAMME["earn_rules"], BRIEF]
         apply_programme(house, {**PROGRAMME, "earn_rules": rules, "transfers_per_day": 100})
         for number in range(5):
@@ -119,6 +116,8 @@ SENT_TOO_MUCH = """UPDATE transactions SET transfers = '[["POINTS", "available",
     WHERE kind = 'SEND' AND transfers @> '[[40]]'; UPDATE cap_uses SET used = 102 WHERE rule_id = '~sent'"""
 FAULTS = {
     "chain": "UPDATE transactions SET contributions = '[]' WHERE member_id = 'member-1' AND seq = 2",
+    "chain: a row that cannot be read": """UPDATE transactions SET contributions = '["forged"]'
+        WHERE member_id = 'member-1' AND seq = 2""",
     "transfers": """UPDATE transactions SET transfers = '[["POINTS", "issuer/earned", "available", 1]]'
         WHERE member_id = 'member-1' AND seq = 2""",
     "balances": "UPDATE members SET available = available + 1 WHERE member_id = 'member-2'",

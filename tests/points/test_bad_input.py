@@ -182,7 +182,7 @@ def test_a_bad_field_is_refused_precisely_and_changes_nothing(
     refused = []
     for (what, change), request, code in zip(changes, requests, codes, strict=True):
         assert code not in DEFECTS, what
-        if _breaks_the_contract(request):
+        if breaks_the_contract(request):
             assert code is StatusCode.INVALID_ARGUMENT, (what, code)
         if code is not StatusCode.OK:
             refused.append((what, change))
@@ -192,7 +192,7 @@ def test_a_bad_field_is_refused_precisely_and_changes_nothing(
     assert fingerprint(points) == before
 
 
-def _breaks_the_contract(request: Message) -> bool:
+def breaks_the_contract(request: Message) -> bool:
     try:
         return bool(protovalidate.collect_violations(request))
     except Exception:  # a timestamp that the library itself cannot read

@@ -23,18 +23,16 @@ from loyalty.points.v1 import points_service_pb2 as pb
 from loyalty.points.v1.points_events_pb2 import HoldPlaced, HoldReleased, PointsExpiring
 from loyalty.points.v1.points_service_pb2_grpc import PointsServiceStub
 
-from services.cli.house import House, running
+from services.cli.house import House
 from services.points.audit import audit
 from services.points.sweeps import SETTLE_BATCH
 from tests.chaos.journal import owner
 from tests.chaos.listener import Listener
-from tests.conftest import NOON
+from tests.conftest import NOON, OpenHouse
 from tests.filling import gift, post
 from tests.journeys.publisher import Publisher
 from tests.points.calls import listed
 from tests.support import PROGRAMME, TIMEOUT, Points, apply_programme, defects, fresh, order, refused
-
-pytestmark = pytest.mark.xdist_group("expiry")
 
 MEMBERS = int(os.environ.get("EXPIRY_MEMBERS", "3000"))
 PATIENCE = 90.0 + MEMBERS / 100  # seconds until all is swept, on a slow machine
@@ -97,9 +95,9 @@ def end_of(points: Points, member: str) -> datetime:
 
 
 @pytest.fixture
-def replicated(data: Path) -> Iterator[House]:
+def replicated(data: Path, open_house: OpenHouse) -> Iterator[House]:
     """A house in which the service runs three times."""
-    with running(data / "replicated", test_clock=NOON) as house:
+    with open_house(data / "replicated", test_clock=NOON) as house:
         apply_programme(house)
         replicas = [house.start_replica("points") for _ in range(2)]
         for replica in replicas:
@@ -245,9 +243,9 @@ async def told_once_each(house: House, members: list[str], end: datetime) -> Non
 
 
 @pytest.fixture(scope="module")
-def house(data: Path) -> Iterator[House]:
+def house(data: Path, open_house: OpenHouse) -> Iterator[House]:
     """A house whose clock goes on and on."""
-    with running(data, test_clock=NOON) as house:
+    with open_house(data / "lasting", test_clock=NOON) as house:
         apply_programme(house, PROGRAMME | {"tier_ladder": LADDER})
         yield house
         report = asyncio.run(audit(house.database_url("points")))

@@ -55,8 +55,6 @@ from tests.points.ledger_model import (
 )
 from tests.points.ledger_wishes import FOLLOW, GAIN, SPEND, WHICH, WHO, Clerk, Wish
 
-pytestmark = pytest.mark.xdist_group("ledger-machine")
-
 T = TypeVar("T")
 EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "500"))
 STEPS = 12

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -23,6 +24,7 @@ from nats.js.errors import NoStreamResponseError, NotFoundError
 from services.cli.house import House
 from services.points.domain.ledger import transaction_hash
 from services.points.store import to_transaction
+from tests.conftest import NOON, OpenHouse
 from tests.points.calls import a_refund, capture, kinds, place, read_hold, refund, release
 from tests.support import PROGRAMME, TIMEOUT, Points, apply_programme, fresh, order, refused
 
@@ -38,10 +40,11 @@ SEATS = {
 
 
 @pytest.fixture(scope="module")
-def curious(points: Points) -> Points:
-    """The house with a programme that looks into attributes."""
-    apply_programme(points.house, {**PROGRAMME, "earn_rules": [*PROGRAMME["earn_rules"], SEATS]})
-    return points
+def house(data: Path, open_house: OpenHouse) -> Iterator[House]:
+    """A house whose programme looks into attributes. One front is enough: what is kept lies behind it."""
+    with open_house(data, test_clock=NOON) as house:
+        apply_programme(house, {**PROGRAMME, "earn_rules": [*PROGRAMME["earn_rules"], SEATS]})
+        yield house
 
 
 def until(look: Callable[[], bool]) -> None:
@@ -197,10 +200,10 @@ def check_chain(house: House, member: str) -> None:
 # --- tests --------------------------------------------------------------------------------------------
 
 
-def test_an_export_has_everything_in_pages_of_any_size(curious: Points) -> None:
+def test_an_export_has_everything_in_pages_of_any_size(points: Points) -> None:
     member, marker = fresh("member"), fresh("marker")
-    count = plant(curious, member, marker)
-    whole = export(curious, member)
+    count = plant(points, member, marker)
+    whole = export(points, member)
     assert [e.transaction.seq for e in whole] == list(range(count, 0, -1))
     assert sorted(e.reason for e in whole if e.reason) == sorted([marker, f"for {marker}"])
     baskets = [e.order for e in whole if e.HasField("order")]
@@ -209,50 +212,50 @@ def test_an_export_has_everything_in_pages_of_any_size(curious: Points) -> None:
     assert sorted(marker in a.attributes.values() for a in done) == [True] * 3
     assert sorted(e.actor for e in whole) == ["GROUPS", *["loopback"] * 6, *["points"] * 2]
     for size in (1, 3, 1000):
-        assert export(curious, member, size) == whole
+        assert export(points, member, size) == whole
     with refused(StatusCode.NOT_FOUND, "MEMBER_UNKNOWN"):
-        export(curious, fresh("nobody"))
+        export(points, fresh("nobody"))
     with refused(StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID"):
         request = pb.ExportMemberRequest(member_id=member, page_token="AAAA")  # noqa: S106
-        curious.call(curious.points.ExportMember, request)
+        points.call(points.points.ExportMember, request)
 
 
-def test_what_is_erased_is_found_nowhere_and_the_books_stay(curious: Points) -> None:
+def test_what_is_erased_is_found_nowhere_and_the_books_stay(points: Points) -> None:
     member, other = fresh("member"), fresh("member")
     marker, kept = fresh("marker"), fresh("marker")
-    house = curious.house
-    plant(curious, member, marker)
-    plant(curious, other, kept)
+    house = points.house
+    plant(points, member, marker)
+    plant(points, other, kept)
     until(lambda: set(in_streams(house, marker)) >= {"ORDERS", "GROUPS"})
-    before, ledger = curious.balance(member), [e.transaction for e in export(curious, member)]
+    before, ledger = points.balance(member), [e.transaction for e in export(points, member)]
     request_id = fresh("erase")
-    answer = erase(curious, member, request_id)
+    answer = erase(points, member, request_id)
     assert (answer.notes, answer.sources, answer.events) == (2, 5, 11)
-    assert erase(curious, member, request_id) == answer
+    assert erase(points, member, request_id) == answer
     assert in_tables(house, marker) == []
     until(lambda: in_streams(house, marker) == [] and in_streams(house, member) == [])
     assert not in_log(house, marker)
-    left = export(curious, member)
+    left = export(points, member)
     assert [e.transaction for e in left] == ledger
     assert not any(e.reason or e.HasField("order") or e.HasField("activity") for e in left)
-    assert curious.balance(member) == before
+    assert points.balance(member) == before
     check_chain(house, member)
     assert "transactions" in in_tables(house, kept)
     assert in_streams(house, kept)
-    again = erase(curious, member)
+    again = erase(points, member)
     assert (again.notes, again.sources, again.events) == (0, 0, 0)
 
 
-def test_an_erased_member_goes_on_and_repeats_get_their_first_answer(curious: Points) -> None:
-    member, basket, request_id = fresh("member"), order(500, curious.now), fresh("earn")
-    first = curious.earn(member, basket, request_id)
-    erase(curious, member)
-    assert curious.earn(member, basket, request_id) == first
-    assert curious.earn(member, basket) == first
+def test_an_erased_member_goes_on_and_repeats_get_their_first_answer(points: Points) -> None:
+    member, basket, request_id = fresh("member"), order(500, points.now), fresh("earn")
+    first = points.earn(member, basket, request_id)
+    erase(points, member)
+    assert points.earn(member, basket, request_id) == first
+    assert points.earn(member, basket) == first
     with refused(StatusCode.ALREADY_EXISTS, "ORDER_ALREADY_EARNED"):
-        curious.earn(member, order(600, curious.now, order_id=basket.order_id))
-    assert curious.redeem(member, 5).balance.available == 0
-    check_chain(curious.house, member)
+        points.earn(member, order(600, points.now, order_id=basket.order_id))
+    assert points.redeem(member, 5).balance.available == 0
+    check_chain(points.house, member)
 
 
 def exported(points: Points, member: str) -> pb.ExportMemberResponse:
@@ -377,22 +380,22 @@ def test_an_erasure_is_its_members_request(points: Points) -> None:
     assert erase(points, other, request_id).notes == 1
 
 
-def test_erasing_reaches_a_brands_event_that_was_refused(curious: Points) -> None:
-    member, marker, house = fresh("member"), fresh("marker"), curious.house
-    curious.earn(member, order(500, curious.now))
-    wrong = marked_order(marker, curious)
+def test_erasing_reaches_a_brands_event_that_was_refused(points: Points) -> None:
+    member, marker, house = fresh("member"), fresh("marker"), points.house
+    points.earn(member, order(500, points.now))
+    wrong = marked_order(marker, points)
     wrong.total_minor += 1
     asyncio.run(publish(house, OrderPaid(member_id=member, order=wrong)))
     until(lambda: in_tables(house, marker) == ["dead_letters"])
-    erase(curious, member)
+    erase(points, member)
     assert in_tables(house, marker) == []
     until(lambda: in_streams(house, marker) == [])
 
 
-def test_a_stale_sequence_deletes_nobody_elses_message(curious: Points) -> None:
+def test_a_stale_sequence_deletes_nobody_elses_message(points: Points) -> None:
     """A stream that was lost and made anew counts from 1 again."""
-    member, marker, house = fresh("member"), fresh("marker"), curious.house
-    asyncio.run(publish(house, OrderPaid(member_id=member, order=marked_order(marker, curious))))
+    member, marker, house = fresh("member"), fresh("marker"), points.house
+    asyncio.run(publish(house, OrderPaid(member_id=member, order=marked_order(marker, points))))
     until(lambda: "inbox" in in_tables(house, member))
     asyncio.run(execute(house, "INSERT INTO stream_erasures SELECT stream, stream_seq, 'another' FROM inbox"))
     until(lambda: in_tables(house, "another") == [])

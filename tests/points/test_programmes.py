@@ -13,8 +13,8 @@ from google.protobuf.json_format import ParseDict
 from grpc import StatusCode
 from loyalty.points.v1 import points_service_pb2 as pb
 
-from services.cli.house import House, running
-from tests.conftest import NOON
+from services.cli.house import House
+from tests.conftest import NOON, OpenHouse
 from tests.points.calls import a_refund, move, moved, refund, reverse, transfer
 from tests.points.requests import fingerprint
 from tests.support import PROGRAMME, Points, fresh, order, refused
@@ -61,9 +61,9 @@ def versions(points: Points, page_size: int = 0) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def house(data: Path) -> Iterator[House]:
+def house(data: Path, open_house: OpenHouse) -> Iterator[House]:
     """A house on one front, whose clock and programme the tests move on; each starts from what it finds."""
-    with running(data / "programmes", test_clock=NOON) as house:
+    with open_house(data / "programmes", test_clock=NOON) as house:
         yield house
 
 
@@ -76,8 +76,10 @@ def now(points: Points) -> datetime:
     return points.now
 
 
-def test_without_a_programme_nothing_is_earned_and_everything_may_be_put(data: Path) -> None:
-    with running(data / "bare", test_clock=NOON) as house, Points(house) as points:
+def test_without_a_programme_nothing_is_earned_and_everything_may_be_put(
+    data: Path, open_house: OpenHouse
+) -> None:
+    with open_house(data / "bare", test_clock=NOON) as house, Points(house) as points:
         member, basket = fresh("member"), order(500, points.now)
         fixed = pb.FixedEarn(unit=pb.UNIT_POINTS, amount=1)
         attempts: list[Callable[[], object]] = [

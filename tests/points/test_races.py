@@ -18,9 +18,9 @@ import pytest
 from grpc import StatusCode
 from loyalty.points.v1 import points_service_pb2 as pb
 
-from services.cli.house import House, running
+from services.cli.house import House
 from services.points.audit import audit
-from tests.conftest import NOON
+from tests.conftest import NOON, OpenHouse
 from tests.points.calls import (
     a_capture,
     a_hold,
@@ -78,6 +78,24 @@ HAVING m.available <> coalesce(sum((moved->>3)::bigint) FILTER (WHERE moved->>2 
     OR m.growth <> coalesce(sum((moved->>3)::bigint) FILTER (WHERE moved->>2 = 'growth'), 0)
                  - coalesce(sum((moved->>3)::bigint) FILTER (WHERE moved->>1 = 'growth'), 0)
 """
+
+BRIEF = {
+    "rule_id": "brief",
+    "scope": "RULE_SCOPE_ACTIVITY",
+    "unit": "UNIT_POINTS",
+    "when": "activity.kind == 'brief'",
+    "fixed": 30,
+    "stack": "RULE_STACK_ADD",
+    "expiry": {"rolling_months": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def house(data: Path, open_house: OpenHouse, front: str) -> Iterator[House]:
+    """A house where some points live for a month, whose database stands still, and whose clock moves."""
+    with open_house(data / front, test_clock=NOON, front=front) as house:
+        apply_programme(house, {**PROGRAMME, "earn_rules": [*PROGRAMME["earn_rules"], BRIEF]})
+        yield house
 
 
 def check_books(house: House) -> None:
@@ -463,48 +481,31 @@ def posted(transaction: pb.Transaction) -> datetime:
     return transaction.create_time.ToDatetime(tzinfo=UTC)
 
 
-BRIEF = {
-    "rule_id": "brief",
-    "scope": "RULE_SCOPE_ACTIVITY",
-    "unit": "UNIT_POINTS",
-    "when": "activity.kind == 'brief'",
-    "fixed": 30,
-    "stack": "RULE_STACK_ADD",
-    "expiry": {"rolling_months": 1},
-}
 ROUNDS = 6
 
 
-@pytest.fixture(scope="module")
-def hectic(data: Path, front: str) -> Iterator[Points]:
-    """A channel into a house where some points live for a month, and whose clock the race moves."""
-    with running(data / f"hectic-{front}", test_clock=NOON, front=front) as house, Points(house) as points:
-        apply_programme(house, {**PROGRAMME, "earn_rules": [*PROGRAMME["earn_rules"], BRIEF]})
-        yield points
-
-
-def test_a_race_of_everything_against_everything_and_time_is_one_history(hectic: Points) -> None:
+def test_a_race_of_everything_against_everything_and_time_is_one_history(points: Points) -> None:
     """Callers, deadlines and ends of lots on one member: the answers are those of one order of events."""
     member, chance = fresh("member"), random.Random(20260615)
-    baskets = [order(chance.randrange(5_000, 15_000), hectic.now) for _ in range(6)]
+    baskets = [order(chance.randrange(5_000, 15_000), points.now) for _ in range(6)]
     paid = {basket.order_id: basket.total_minor for basket in baskets}
     for basket in baskets[:3]:
-        hectic.earn(member, basket)
+        points.earn(member, basket)
     asked: dict[str, Any] = {}
     answered: list[tuple[Any, Any]] = []
     rounds: list[list[pb.Transaction]] = []
     for number in range(ROUNDS):
         if number % 2 and number // 2 + 3 < len(baskets):
-            hectic.earn(member, baskets[number // 2 + 3])
+            points.earn(member, baskets[number // 2 + 3])
         calls = [
-            next_call(hectic, member, chance, paid, won([a for _, a in answered])) for _ in range(CALLERS)
+            next_call(points, member, chance, paid, won([a for _, a in answered])) for _ in range(CALLERS)
         ]
         asked |= {request.request_id: request for _, request in calls}
-        answers = mixed_while_time_passes(hectic, calls)
+        answers = mixed_while_time_passes(points, calls)
         answered += [(request, answer) for (_, request), answer in zip(calls, answers, strict=True)]
         rounds.append(won(answers))
-    asked |= end_quietly(hectic, member)
-    ledger = listed(hectic, member)[::-1]
+    asked |= end_quietly(points, member)
+    ledger = listed(points, member)[::-1]
     assert [t.seq for t in ledger] == list(range(1, len(ledger) + 1))
     assert [posted(t) for t in ledger] == sorted(posted(t) for t in ledger)
     originals = {t.transaction_id: t for t in ledger}
@@ -525,8 +526,8 @@ def test_a_race_of_everything_against_everything_and_time_is_one_history(hectic:
     kinds = {pb.TransactionKind.Name(t.kind).removeprefix("TRANSACTION_KIND_") for t in ledger}
     assert kinds >= {"HOLD", "CAPTURE", "RELEASE", "REDEEM", "REFUND", "REVERSE", "EXPIRE", "EARN", "ADJUST"}
     assert {"HOLD_CLOSED", "HOLD_EXPIRED"} <= set(books.ended.values())
-    check_books(hectic.house)
-    report = asyncio.run(audit(hectic.house.database_url("points")))
+    check_books(points.house)
+    report = asyncio.run(audit(points.house.database_url("points")))
     assert report.clean, report.lines
 
 

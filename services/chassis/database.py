@@ -214,7 +214,9 @@ class Database:
             self.read() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            await connection.execute("SET LOCAL statement_timeout = 0")
+            # Whoever reads at length also thinks at length between two statements.
+            for timeout in ("statement_timeout", "idle_in_transaction_session_timeout"):
+                await connection.execute(f"SET LOCAL {timeout} = 0")
             yield connection
 
     async def ready(self) -> bool:

@@ -44,7 +44,7 @@ from tests.chaos.transfers import Transfers
 from tests.conftest import NOON
 from tests.support import PROGRAMME, apply_programme, defects, fresh, order
 
-pytestmark = pytest.mark.xdist_group("faults-1")
+
 
 LOAD = 240  # commands
 AFTER = 40  # acknowledged commands after which a fault strikes

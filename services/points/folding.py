@@ -6,29 +6,10 @@ from typing import TypeVar
 
 from services.chassis import outbox
 from services.chassis.errors import FailedPrecondition, RequestIdReused, ServiceError
-from services.points.commands import (
-    Adjust,
-    CloseHold,
-    Command,
-    Earn,
-    PlaceHold,
-    Redeem,
-    RefundOrder,
-    Reverse,
-    Send,
-)
+from services.points.commands import Command, Earn, RefundOrder
 from services.points.domain.earning import Scope
-from services.points.domain.ledger import Hold, Member, Transaction, Unit
-from services.points.errors import (
-    ActivityAlreadyEarned,
-    HoldUnknown,
-    InsufficientGrowth,
-    InsufficientPoints,
-    OrderAlreadyEarned,
-    OrderUnknown,
-    RefundAlreadyApplied,
-    TransactionUnknown,
-)
+from services.points.domain.ledger import Hold, Member, Transaction, new_member
+from services.points.errors import ActivityAlreadyEarned, OrderAlreadyEarned, RefundAlreadyApplied
 from services.points.rules import Source
 from services.points.steps import Scene, Step
 from services.points.store import Changes, RefundRow
@@ -126,10 +107,8 @@ class Fold:
 
     def _apply(self, command: Command) -> Transaction | None:
         occur = self._scene.occur_time(command)
-        member = self._seen.members.get(command.member_id)
-        if member is None:
-            _refuse_unknown(command)
-            return None
+        # Who is not there owns nothing, and is refused accordingly; what credits makes its member.
+        member = self._seen.members.get(command.member_id) or new_member(command.member_id)
         # What is due happened before this command; if the command is refused it waits for the next one.
         step = Step(self._scene, member, command, occur)
         step.settle()
@@ -153,7 +132,8 @@ class Fold:
         member, changes = step.member, self._changes
         key = member.member_id
         # What was due may turn out not to be: a tier that was held on, say. It must not stay due for ever.
-        looked = member.next_due_time != self._seen.members[key].next_due_time
+        before = self._seen.members.get(key)
+        looked = before is not None and member.next_due_time != before.next_due_time
         if not (step.events or step.told or step.rows or looked):
             return
         self._seen.members[key] = self._changed[key] = member
@@ -179,20 +159,3 @@ class Fold:
 
 def _add(counters: dict[Key, int], key: Key, amount: int) -> None:
     counters[key] = counters.get(key, 0) + amount
-
-
-def _refuse_unknown(command: Command) -> None:
-    """What a member to whom nothing ever happened cannot do."""
-    match command:
-        case Redeem(amount=amount) | PlaceHold(amount=amount) | Send(amount=amount):
-            raise InsufficientPoints(available=0, requested=amount)
-        case Adjust(unit=Unit.POINTS):
-            raise InsufficientPoints(available=0, requested=-command.amount)
-        case Adjust():
-            raise InsufficientGrowth(growth=0, requested=-command.amount)
-        case CloseHold():
-            raise HoldUnknown(hold_id=command.hold_id)
-        case Reverse():
-            raise TransactionUnknown(transaction_id=command.transaction_id)
-        case RefundOrder():
-            raise OrderUnknown(order_id=command.order_id)

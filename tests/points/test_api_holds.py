@@ -91,10 +91,11 @@ def test_an_unknown_member_has_nothing_to_hold_and_is_not_made(points: Points) -
 
 def test_a_hold_ends_after_now_and_within_thirty_days(points: Points, member: str) -> None:
     month = timedelta(days=30)
-    for wrong in (-SECOND, timedelta(0), month + SECOND):
-        with refused(StatusCode.FAILED_PRECONDITION, "HOLD_TIME_INVALID") as refusal:
-            place(points, member, 1, until=points.now + wrong)
-        assert refusal.metadata["now"] == points.now.isoformat()
+    for who in (member, fresh("nobody")):
+        for wrong in (-SECOND, timedelta(0), month + SECOND):
+            with refused(StatusCode.FAILED_PRECONDITION, "HOLD_TIME_INVALID") as refusal:
+                place(points, who, 1, until=points.now + wrong)
+            assert refusal.metadata["now"] == points.now.isoformat()
     for right in (timedelta(microseconds=1), month):
         place(points, member, 1, until=points.now + right)
 

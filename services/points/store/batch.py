@@ -18,7 +18,7 @@ from services.points import tables as t
 from services.points.domain.ledger import HASH_VERSION, Account, Hold, Member
 from services.points.store.boxes import DEAD_LETTERS, INBOX
 from services.points.store.past import load_past
-from services.points.store.programmes import head_version_at
+from services.points.store.programmes import head_version, head_version_at
 from services.points.store.rows import (
     BALANCES,
     LOT,
@@ -114,7 +114,8 @@ async def lock(connection: Connection, wanted: Wanted, at: datetime) -> Seen:
     rows = await _lock_members(connection, wanted, at)
     members = {row["member_id"]: to_member(row) for row in rows}
     await _load_lots(connection, [m for m in members.values() if m.seq and _needs_lots(m, wanted, at)])
-    seen = Seen(members, head=rows[0]["head_version"] if rows else None)
+    head = rows[0]["head_version"] if rows else await head_version(connection, at)
+    seen = Seen(members, head)
     if wanted.events:
         seen.events = await INBOX.known(connection, wanted.events)
     await _load_known(connection, wanted, seen)

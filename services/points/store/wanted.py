@@ -69,7 +69,7 @@ class Seen:
 
     members: dict[str, Member]
     head: int | None
-    """The version of the programme in force; None too where no member was there to be locked."""
+    """The version of the programme in force."""
     requests: dict[tuple[str, str], Transaction] = field(default_factory=dict)
     orders: dict[tuple[str, str], tuple[Transaction, bytes]] = field(default_factory=dict)
     activities: dict[tuple[str, str], tuple[Transaction, bytes]] = field(default_factory=dict)

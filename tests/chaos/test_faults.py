@@ -44,8 +44,6 @@ from tests.chaos.transfers import Transfers
 from tests.conftest import NOON
 from tests.support import PROGRAMME, apply_programme, defects, fresh, order
 
-
-
 LOAD = 240  # commands
 AFTER = 40  # acknowledged commands after which a fault strikes
 PROBES = {

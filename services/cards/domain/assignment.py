@@ -1,0 +1,71 @@
+"""Who gets what, so that it is worth most: the assignment problem, by SciPy's solver, over whole numbers.
+
+The solver reckons with floats. Below `EXACT` they hold whole numbers exactly, and it only adds and subtracts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+EXACT = 2**53
+
+
+class Worths:
+    """What each thing is worth to somebody; None is what they do not take."""
+
+    def __init__(self, of: Sequence[int | None]) -> None:
+        self.of = of
+        self.costs: NDArray[Any] = np.array([np.inf if worth is None else -worth for worth in of])
+
+
+@dataclass(frozen=True, slots=True)
+class Taker:
+    """Takes things, by what they are worth to it."""
+
+    worths: Worths
+    must: int
+    """It takes so many, whatever they are worth …"""
+    may: int
+    """… and up to so many more where that is worth something."""
+
+
+def fits(takes: int, largest: int) -> bool:
+    """Whether things of such a worth can be given to so many in all without rounding."""
+    return 2 * (takes + 1) * largest < EXACT
+
+
+def assign(takers: Sequence[Taker], things: int, barred: Sequence[int]) -> list[list[int]] | None:
+    """The things that each taker gets, each thing given once at most: of all ways one that is worth most.
+
+    `barred` are things that nobody gets. None where what must be taken cannot be. The same input gets the
+    same answer.
+    """
+    counts = [taker.must + taker.may for taker in takers]
+    rows, spare = sum(counts), things
+    if not rows:
+        return [[] for _ in takers]
+    matrix = np.full((rows, things + sum(taker.may for taker in takers)), np.inf)
+    row = 0
+    for taker, count in zip(takers, counts, strict=True):
+        matrix[row : row + count, :things] = taker.worths.costs
+        free = np.arange(taker.may)
+        matrix[row + taker.must + free, spare + free] = 0  # who need not take may take nothing
+        row, spare = row + count, spare + taker.may
+    matrix[:, list(barred)] = np.inf
+    if matrix.shape[1] < rows:
+        return None
+    try:
+        chosen = linear_sum_assignment(matrix)[1].tolist()
+    except ValueError:  # there is no way to give all that must be taken
+        return None
+    given, row = [], 0
+    for count in counts:
+        given.append(sorted(thing for thing in chosen[row : row + count] if thing < things))
+        row += count
+    return given

@@ -276,7 +276,7 @@ class PointsApi(PointsServiceServicer):
             transactions=found,
             next_page_token=token,
             holds=[events.hold(request.member_id, held) for held in holds if held.expire_time > now],
-            facts=member.told(now),
+            facts=member.told(now, now),
         )
 
     async def _page(

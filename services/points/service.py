@@ -196,7 +196,7 @@ async def quote(
     _fold_due(member, at, programme)
     today = (member_id, programme.terms.local_day(occur))
     used = (await store.caps(connection, [today])).get(today, {})
-    gains = programme.gains(source, occur, member.tier, member.told(occur), used)
+    gains = programme.gains(source, occur, member.tier, member.told(occur, at), used)
     verbs.earn(member, gains, programme.terms, occur)  # refuses what EarnPoints would refuse
     return programme, gains
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from typing import Any
 
 from loyalty.orders.v1.orders_pb2 import Order
@@ -64,7 +64,6 @@ from services.points.store import Entry, RefundRow, Seen, Sold
 
 FIXED = "~fixed"  # names the contribution of an amount that no rule gave
 SENT = "~sent"  # counts what a member sent on a day, beside the rules' daily caps
-FACT_KEPT = timedelta(days=90)  # after its end; as long as an event about it may come again
 
 
 @dataclass(slots=True)
@@ -196,7 +195,7 @@ class Step:
         check_currency(source, terms)
         day = terms.local_day(self._occur)
         used = self._seen.caps.get((member.member_id, day), {})
-        facts = member.told(self._occur)
+        facts = member.told(self._occur, self._scene.at)
         gains = programme.gains(source, self._occur, member.tier, facts, used)
         posting = verbs.earn(member, gains, terms, self._occur)
         for gain in gains:
@@ -216,7 +215,8 @@ class Step:
         return transaction
 
     def _earn_fixed(self, command: EarnFixed) -> Transaction:
-        if command.reward_id and _never_given(command.request_id) in self.member.facts:
+        remembered = self.member.remembered(self._scene.at)
+        if command.reward_id and _never_given(command.request_id) in remembered:
             raise RewardTakenBack
         gain = Gain(FIXED, command.unit, command.amount)
         posting = verbs.earn(self.member, [gain], self._scene.terms, self._occur)
@@ -348,7 +348,7 @@ class Step:
         if command.made_by and (command.member_id, command.made_by) not in self._seen.requests:
             # What an event takes back was not given yet: two replicas may hear of it the other way round.
             at = self._scene.at
-            self.member.facts = self._kept_facts() | {
+            self.member.facts = self.member.remembered(at) | {
                 _never_given(command.made_by): Fact("", "", at, at, 0, 0)
             }
             self.told = True
@@ -406,25 +406,21 @@ class Step:
 
     def _learn(self, command: Learn) -> Transaction | None:
         member = self.member
+        remembered = member.remembered(self._scene.at)
         newer: dict[str, Fact] = {}
         for about, fact in command.facts.items():
-            known = member.facts.get(about)
+            known = remembered.get(about)
             state = fact if known is None else known.with_(fact)
             if state != known:
                 newer[about] = state
         if newer:
-            member.facts = self._kept_facts() | newer
+            member.facts = remembered | newer
             self.told = True
         source = command.source
         if source is None or self._scene.programme is None:
             return None
         earned = self._seen.activities.get((member.member_id, source.id))
         return self._earn(source) if earned is None else None
-
-    def _kept_facts(self) -> dict[str, Fact]:
-        since = self._scene.at - FACT_KEPT
-        facts = self.member.facts.items()
-        return {about: fact for about, fact in facts if fact.holds_until is None or fact.holds_until > since}
 
     # --- posting --------------------------------------------------------------------------------------
 

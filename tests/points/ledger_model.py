@@ -356,7 +356,7 @@ class Book:
         self.early: dict[str, dict[str, RefundOrder]] = {}
         self.pasts: dict[str, Past] = {}
         self.requests: dict[str, tuple[bytes, str]] = {}
-        self.never: set[str] = set()  # requests that were taken back before they were made
+        self.never: dict[str, datetime] = {}  # requests that were taken back before they were made
         self.events: set[tuple[str, ...]] = set()
         self.facts: dict[str, Told] = {}
         self.told = LONG_AGO  # until when notices were given
@@ -624,6 +624,7 @@ class Book:
         return self._credit(Gift(gift, 0, 0))
 
     def _earn_fixed(self, command: EarnFixed) -> Past:
+        self._forget()
         if command.reward_id and command.request_id in self.never:
             raise Refused(RewardTakenBack)
         if command.reward_id:
@@ -746,7 +747,7 @@ class Book:
         named = command.transaction_id
         if command.made_by:
             if command.made_by not in self.requests:
-                self.never.add(command.made_by)
+                self.never[command.made_by] = self.now
                 return Effect.NOTHING
             named = self.requests[command.made_by][1]
         if named not in self.pasts:
@@ -864,22 +865,24 @@ class Book:
     # --- what is told, and tiers ----------------------------------------------------------------------
 
     def _learn(self, command: Learn) -> Past | Effect:
+        self._forget()
         before = dict(self.facts)
         for about, fact in command.facts.items():
             told = Told((fact.epoch, fact.version), fact.holds_until, fact.begun, fact.holds_from)
             self.facts[about] = told.and_(self.facts.get(about, told))
-        if self.facts != before:
-            since = self.now - timedelta(days=90)
-            dropped = [a for a, f in before.items() if f.until is not None and f.until <= since]
-            for about in dropped:
-                if self.facts[about] == before[about]:
-                    del self.facts[about]
         if command.source is not None and command.source.id not in self.activities:
             return self._earn_activity(command.source)
         return Effect.NOTED if self.facts != before else Effect.NOTHING
 
+    def _forget(self) -> None:
+        """What ended ninety days ago, and what was taken back before it was given as long ago."""
+        since = self.now - timedelta(days=90)
+        self.facts = {a: f for a, f in self.facts.items() if f.until is None or f.until > since}
+        self.never = {request: at for request, at in self.never.items() if at > since}
+
     def _has_card(self, at: datetime) -> bool:
         """Whether the member has a card that was not frozen since."""
+        self._forget()
         card, rest = (self.facts.get(about) for about in (CARD_FACT, REST_FACT))
         if card is None or not card.holds(at):
             return False

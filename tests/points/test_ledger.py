@@ -17,11 +17,13 @@ from services.points.commands import Receive
 from services.points.domain import ledger, verbs
 from services.points.domain.calendar import add_months, local_midnight
 from services.points.domain.ledger import (
+    FACT_KEPT,
     MAX_BALANCE,
     NEVER,
     Account,
     Balances,
     Expiry,
+    Fact,
     Gain,
     Lot,
     Member,
@@ -395,3 +397,13 @@ def test_points_with_different_ends_become_different_lots_and_growth_none() -> N
         (1, 4, False),
     ]
     assert (change(posting, Account.AVAILABLE), change(posting, Account.GROWTH)) == (12, 6)
+
+
+def test_a_fact_counts_for_what_happened_in_its_time_until_ninety_days_after_its_end() -> None:
+    member = ledger.new_member("member")
+    end = NOON + timedelta(days=30)
+    member.facts["segment/1"] = Fact("card.plus", "2", NOON, end, 1, 1, begun=(1, 1))
+    assert member.told(NOON, now=NOON) == {"card.plus": "2"}
+    assert member.told(NOON - TICK, now=NOON) == member.told(end, now=end) == {}
+    assert member.told(NOON, now=end + FACT_KEPT - TICK) == {"card.plus": "2"}
+    assert member.told(NOON, now=end + FACT_KEPT) == {}

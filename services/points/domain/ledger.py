@@ -21,6 +21,7 @@ HASH_VERSION = 1
 NEVER = datetime(9999, 12, 31, tzinfo=UTC)
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+FACT_KEPT = timedelta(days=90)  # after its end; no event about it comes again after that
 NOTICES = (timedelta(days=30), timedelta(days=7))  # how long before points expire their member is told
 
 
@@ -266,6 +267,10 @@ class Fact:
         """Whether it is so at an instant."""
         return self.holds_from <= at and (self.holds_until is None or at < self.holds_until)
 
+    def remembered_at(self, now: datetime) -> bool:
+        """Whether it did not end too long ago for anything to go by it."""
+        return self.holds_until is None or self.holds_until > now - FACT_KEPT
+
 
 @dataclass(frozen=True, slots=True)
 class Balances:
@@ -413,9 +418,13 @@ class Member:
         """A loaded lot."""
         return next(lot for lot in self.lots if lot.name == name)
 
-    def told(self, at: datetime) -> dict[str, str]:
-        """The facts that hold at an instant, for the rules."""
-        so = {about: fact for about, fact in self.facts.items() if fact.holds_at(at)}
+    def remembered(self, now: datetime) -> dict[str, Fact]:
+        """What other services told and did not end too long ago; whether the rest is still stored or not."""
+        return {about: fact for about, fact in self.facts.items() if fact.remembered_at(now)}
+
+    def told(self, at: datetime, now: datetime) -> dict[str, str]:
+        """The facts that held at an instant as far as they are remembered now, for the rules."""
+        so = {about: fact for about, fact in self.remembered(now).items() if fact.holds_at(at)}
         return {
             fact.name: fact.value
             for fact in so.values()

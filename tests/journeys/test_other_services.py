@@ -32,7 +32,7 @@ from loyalty.referral.v1 import referral_events_pb2 as referral
 from services.cli.house import House
 from services.points.audit import audit
 from services.points.domain.ledger import MAX_BALANCE
-from tests.chaos.journal import owner
+from tests.chaos.levers import sql
 from tests.chaos.listener import Listener
 from tests.conftest import NOON, OpenHouse
 from tests.filling import gift, post
@@ -93,14 +93,6 @@ async def heard(house: House, member: str, kind: type[Event], many: int) -> list
     listener = Listener(house.nats.url)
     await listener.hear(lambda: len(listener.about(member, kind)) >= many)
     return listener.about(member, kind)
-
-
-async def sql(house: House, statement: str, *arguments: Any) -> list[Any]:
-    connection = await owner(house)
-    try:
-        return list(await connection.fetch(statement, *arguments))
-    finally:
-        await connection.close()
 
 
 async def kinds(house: House, member: str) -> list[str]:

@@ -21,11 +21,8 @@ from services.cli.delivery import Delivery, ReplayError
 from services.cli.demo import Listener
 from services.cli.house import House, running
 from services.cli.replay import PROGRAMME, Outcome, replay
-from services.cli.servers import Nats, Postgres
 from services.points.audit import audit
 from tests.support import apply_programme, defects, fresh
-
-pytestmark = pytest.mark.xdist_group("replay")
 
 RULES = yaml.safe_load(PROGRAMME.read_text())["points"]
 EVE = datetime(2016, 12, 31, 4, 0, tzinfo=UTC)
@@ -172,12 +169,12 @@ def _kill_points(house: House) -> None:
 
 def _kill_postgres(house: House) -> None:
     house.postgres.kill()
-    house.postgres = Postgres.start(house.data / "postgres", house.postgres.port)
+    house.start_postgres()
 
 
 def _kill_nats(house: House) -> None:
     house.nats.kill()
-    house.nats = Nats.start(house.data / "nats", house.nats.port)
+    house.start_nats()
 
 
 def _distinct_events(house: House, expected: int) -> int:

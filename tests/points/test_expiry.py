@@ -27,6 +27,7 @@ from services.cli.house import House
 from services.points.audit import audit
 from services.points.sweeps import SETTLE_BATCH
 from tests.chaos.journal import owner
+from tests.chaos.levers import sql
 from tests.chaos.listener import Listener
 from tests.conftest import NOON, OpenHouse
 from tests.filling import gift, post
@@ -70,14 +71,6 @@ async def swept(house: House) -> None:
     async with asyncio.timeout(PATIENCE):
         while (await sql(house, due, house.clock.now()))[0][0]:  # noqa: ASYNC110 - another process's
             await asyncio.sleep(0.1)
-
-
-async def sql(house: House, statement: str, *arguments: Any) -> list[Any]:
-    connection = await owner(house)
-    try:
-        return list(await connection.fetch(statement, *arguments))
-    finally:
-        await connection.close()
 
 
 def set_clock(house: House, at: datetime) -> None:

@@ -7,7 +7,7 @@ import gc
 import ipaddress
 import os
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,11 +125,12 @@ async def serve(settings: ServiceSettings, build: Callable[[], Awaitable[Parts]]
     log.info("stopping")
     await state.enter_graceful_shutdown()
     await front.stop(settings.stop_grace)
-    await _end(tasks)
+    await end(tasks)
     for close in parts.close:
         await close()
     await health_server.stop(0)
     metrics.shutdown()
+    await end(asyncio.all_tasks() - {asyncio.current_task()})
     log.info("stopped")
 
 
@@ -199,9 +200,9 @@ async def _supervise(name: str, work: Callable[[], Coroutine[Any, Any, None]]) -
         await asyncio.sleep(RESTART_PAUSE)
 
 
-async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
     """Cancels until all have ended: a cancellation that meets an answer is lost in `asyncio.wait_for`
-    (before Python 3.12), and one that meets a flush in nats-py."""
+    (before Python 3.12), and with it one that meets a flush or a refused connection in nats-py."""
     running = set(tasks)
     while running:
         for task in running:

@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from services.cli.servers import HOST, Guarded, free_port
 from tests.support import TIMEOUT
 
@@ -25,11 +27,15 @@ async def deaf_once():
 async def yes():
     return True
 
+stray = []
+
 async def build():
-    background = {"deaf": deaf_once}
+    background = {"deaf": deaf_once} if whose == "ours" else {}
+    if whose == "a library's":
+        stray.append(asyncio.create_task(deaf_once()))
     return server.Parts("test", methods={}, servicers=[], services=[], background=background, ready=yes)
 
-grpc, health, metrics = sys.argv[1:]
+whose, grpc, health, metrics = sys.argv[1:]
 settings = ServiceSettings(
     grpc_address=grpc, health_address=health, metrics_address=metrics, open_on_loopback=True
 )
@@ -37,9 +43,10 @@ server.run(settings, "test", build)
 """
 
 
-def test_a_service_ends_though_a_cancellation_was_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", ["ours", "a library's"])
+def test_a_service_ends_though_a_cancellation_was_lost(tmp_path: Path, whose: str) -> None:
     addresses = [f"{HOST}:{free_port()}" for _ in range(3)]
-    with Guarded([sys.executable, "-c", DEAF_ONCE, *addresses], log=tmp_path / "log") as process:
+    with Guarded([sys.executable, "-c", DEAF_ONCE, whose, *addresses], log=tmp_path / "log") as process:
         deadline = time.monotonic() + 3 * TIMEOUT
         while "serving" not in process.tail():
             assert time.monotonic() < deadline

@@ -1,7 +1,8 @@
 """Group commit: calls that arrive while a transaction is in flight share the next one.
 
-One batch is in flight at a time; two would each take half of what waits, and nothing would gather. There
-is no linger: a lone call starts at once, and while it runs the next batch collects itself.
+One batch is in flight at a time; two would each take half of what waits, and nothing would gather. A lone
+call starts at once, and while it runs the next batch collects itself. Only where batches have been shared of
+late and next to nothing waits, it lingers: a quick read is over before a slow front has brought the next calls.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ Answer = TypeVar("Answer")
 
 MAX_BATCH = 256
 MAX_WAITING = 4096
+FEW = 4  # waiting items below which it may pay to linger
+ENOUGH = 32  # waiting items that share nearly all there is to share
+LINGER = 0.005  # seconds at most
+QUIET = 60  # turns of the event loop without another item, after which nobody is on the way
+SHARED = 2.0  # items of the batches of late from which on they count as shared
+LATE = 16  # batches that "of late" spans
 
 
 class Overloaded(ResourceExhausted):
@@ -57,6 +64,7 @@ class Gather(Generic[Item, Answer]):
         self._max_waiting = max_waiting
         self._waiting: deque[_Waiting[Item, Answer]] = deque()
         self._running: asyncio.Task[None] | None = None
+        self._mean = 1.0  # items of the batches of late
         self._sizes = telemetry.BATCH.labels(name)
         self._shed = telemetry.SHED.labels(name)
         telemetry.WAITING.labels(name).set_function(lambda: len(self._waiting))
@@ -81,12 +89,24 @@ class Gather(Generic[Item, Answer]):
     async def _drain(self) -> None:
         try:
             while self._waiting:
+                if self._mean > SHARED and len(self._waiting) < FEW:
+                    await self._linger()
                 batch = self._take()
                 if batch:
+                    self._mean += (len(batch) - self._mean) / LATE
                     self._sizes.observe(len(batch))
                     await self._run(batch)
         finally:
             self._running = None
+
+    async def _linger(self) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + LINGER
+        quiet, waiting = 0, len(self._waiting)
+        while quiet < QUIET and waiting < ENOUGH and loop.time() < end:
+            await asyncio.sleep(0)
+            before, waiting = waiting, len(self._waiting)
+            quiet = quiet + 1 if waiting == before else 0
 
     def _take(self) -> list[_Waiting[Item, Answer]]:
         taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]

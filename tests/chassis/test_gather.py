@@ -59,6 +59,36 @@ async def test_what_arrives_while_a_batch_is_in_flight_shares_the_next_one() -> 
     assert work.batches == [[0], [1, 2, 3, 4, 5]]
 
 
+async def test_what_trickles_in_is_gathered_where_batches_were_shared_of_late() -> None:
+    work = Work()
+    work.open.set()
+    gather = Gather("test", work)
+    shared = [gather.submit(item) for item in range(100)]
+    await asyncio.gather(*shared)
+    trickled = []
+    for item in range(20):
+        trickled.append(gather.submit(item))
+        for _ in range(5):  # as one call after the other comes through the front
+            await asyncio.sleep(0)
+    await asyncio.gather(*trickled)
+    assert len(work.batches) <= 3
+
+
+async def test_who_is_alone_again_waits_for_nobody() -> None:
+    work = Work()
+    work.open.set()
+    gather = Gather("test", work)
+    await asyncio.gather(*(gather.submit(item) for item in range(100)))
+    for item in range(100):  # of late nothing was shared
+        await gather.submit(item)
+    turns = 0
+    future = gather.submit(0)
+    while not future.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns < 10
+
+
 async def test_a_batch_has_a_largest_size() -> None:
     work = Work()
     gather = Gather("test", work, max_batch=2)

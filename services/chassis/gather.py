@@ -1,8 +1,8 @@
 """Group commit: calls that arrive while a transaction is in flight share the next one.
 
 One batch is in flight at a time; two would each take half of what waits, and nothing would gather. A lone
-call starts at once, and while it runs the next batch collects itself. Only where batches have been shared of
-late and next to nothing waits, it lingers: a quick read is over before a slow front has brought the next calls.
+call starts at once, and while it runs the next batch collects itself. It lingers only where batches have been
+shared of late and next to nothing waits: a quick read is over before a slow front has brought the next calls.
 """
 
 from __future__ import annotations

@@ -92,7 +92,8 @@ class Chaos:
             raise
         took = time.monotonic() - lifted
         self.recoveries[fault.name].append(took)
-        console.log(f"{fault.name}: struck for {lifted - began:.1f} s, recovered in {took:.1f} s")
+        done = f"{self.load.counts['commands']:,} commands so far"
+        console.log(f"{fault.name}: struck for {lifted - began:.1f} s, recovered in {took:.1f} s; {done}")
 
 
 def main() -> None:

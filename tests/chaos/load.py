@@ -36,7 +36,7 @@ TRANSIENT = {
 LANES: list[Callable[..., Journal]] = [
     *[partial(Journal, members=4)] * 2,
     partial(Journal, members=4, cancelling=True),
-    *[partial(Batches, members=200)] * 2,
+    *[partial(Batches, members=100)] * 2,
 ]
 
 

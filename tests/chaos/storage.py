@@ -8,7 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from asyncio import Task
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -71,8 +72,8 @@ async def deadlock(site: Site) -> None:
             async with connection.transaction():
                 await connection.execute("SET LOCAL lock_timeout = '10s'")
                 await _lock(connection, members[1])
-                call = asyncio.create_task(caller.once("BatchPost", pb.BatchPostRequest(items=items)))
-                await until(partial(_waits_for_us, site, connection))
+                send = partial(caller.once, "BatchPost", pb.BatchPostRequest(items=items))
+                call = await _waiting(site, connection, send)
                 await _lock(connection, members[0])  # the service has it, and gives way
         except asyncpg.DeadlockDetectedError:  # or we do
             pass
@@ -90,6 +91,19 @@ async def deadlock(site: Site) -> None:
 async def _lock(connection: Any, member: str) -> None:
     query = "SELECT FROM members WHERE (bucket, member_id) = ($1, $2) FOR UPDATE"
     await connection.execute(query, bucket(member), member)
+
+
+async def _waiting(site: Site, connection: Any, send: Callable[[], Coroutine[Any, Any, Any]]) -> Task[Any]:
+    """A call that waits for us; one that gave up before we looked is sent again."""
+    calls: list[Task[Any]] = []
+
+    async def waits() -> bool:
+        if not calls or calls[-1].done():
+            calls.append(asyncio.create_task(send()))
+        return await _waits_for_us(site, connection)
+
+    await until(waits)
+    return calls[-1]
 
 
 async def _waits_for_us(site: Site, connection: Any) -> bool:

@@ -53,8 +53,8 @@ bench: $(STAMP) ## measure, as ratios in one run (QUICK=1: within five minutes)
 soak: $(STAMP) ## a steady load for MINUTES on FRONT, and what grew
 	@$(PY) -m tests.bench.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FRONT),--front $(FRONT))
 
-chaos: $(STAMP) ## kill and starve everything at random for MINUTES, with SEED, on FRONT
-	@$(PY) -m tests.chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(if $(FRONT),--front $(FRONT))
+chaos: $(STAMP) ## kill and starve everything at random for MINUTES, each fault TIMES, with SEED, on FRONT
+	@$(PY) -m tests.chaos --minutes $(or $(MINUTES),10) $(if $(TIMES),--times $(TIMES)) $(if $(SEED),--seed $(SEED)) $(if $(FRONT),--front $(FRONT))
 
 lock: ## renew both locks from pyproject.toml (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --all-extras pyproject.toml -o requirements.lock

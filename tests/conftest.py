@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -65,14 +65,18 @@ def template() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def open_house(template: Path) -> OpenHouse:
-    """Opens houses as `running` does, sooner: on a copy of the template, and not safe from a power cut."""
+    """Opens houses as `running` does, sooner: on a copy of the template, and not safe from a power cut.
+
+    They run the points service alone, unless told otherwise.
+    """
 
     @contextmanager
-    def opened(data: Path, **asked: Any) -> Iterator[House]:
+    def opened(data: Path, services: Sequence[str] = ("points",), **asked: Any) -> Iterator[House]:
         data.mkdir(parents=True, exist_ok=True)
         for kept in KEPT:
             subprocess.run(["cp", "-a", template / kept, data / kept], check=True)  # noqa: S607 - with its owner
-        with running(data, migrate=False, postgres_settings={"fsync": "off"}, **asked) as house:
+        settings = {"fsync": "off"}
+        with running(data, services=services, migrate=False, postgres_settings=settings, **asked) as house:
             yield house
 
     return opened

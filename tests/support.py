@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from google.rpc import error_details_pb2, status_pb2
 from loyalty.activities.v1.activities_service_pb2_grpc import ActivitiesServiceStub
+from loyalty.cards.v1.cards_service_pb2_grpc import CardsServiceStub
 from loyalty.orders.v1.orders_pb2 import Order
 from loyalty.orders.v1.orders_service_pb2_grpc import OrdersServiceStub
 from loyalty.points.v1 import points_service_pb2 as pb
@@ -73,6 +75,14 @@ def fresh(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex[:12]}-{next(_numbers)}"
 
 
+def eventually(look: Callable[[], bool]) -> None:
+    """Waits until something has happened."""
+    deadline = time.monotonic() + 3 * TIMEOUT
+    while not look():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def defects(house: House) -> list[str]:
     """What the services of a house logged as defects of their own."""
     logs = [log.read_text(errors="replace") for log in house.data.glob("*.log")]
@@ -94,15 +104,12 @@ def order(total_minor: int, at: datetime, *, order_id: str | None = None, catego
     return made
 
 
-class Points:
-    """Blocking stubs on one channel, to the service or a replica of it; each method has a deadline."""
+class Caller:
+    """Blocking calls on one channel, to a service or a replica of it; each has a deadline."""
 
-    def __init__(self, house: House, token: str | None = None, *, service: str = "points") -> None:
+    def __init__(self, house: House, token: str | None, service: str) -> None:
         self.house = house
         self.channel = grpc.insecure_channel(house.describe()[service]["grpc"])
-        self.points = PointsServiceStub(self.channel)
-        self.orders = OrdersServiceStub(self.channel)
-        self.activities = ActivitiesServiceStub(self.channel)
         self.metadata = [("authorization", f"Bearer {token}")] if token else None
 
     def __enter__(self) -> Self:
@@ -120,6 +127,16 @@ class Points:
     def call(self, method: Callable[..., T], request: Any) -> T:
         """Calls with the token and a deadline."""
         return method(request, timeout=TIMEOUT, metadata=self.metadata)
+
+
+class Points(Caller):
+    """The points service."""
+
+    def __init__(self, house: House, token: str | None = None, *, service: str = "points") -> None:
+        super().__init__(house, token, service)
+        self.points = PointsServiceStub(self.channel)
+        self.orders = OrdersServiceStub(self.channel)
+        self.activities = ActivitiesServiceStub(self.channel)
 
     def earn(self, member: str, what: Order, request_id: str | None = None) -> pb.Transaction:
         """Earns an order."""
@@ -149,6 +166,14 @@ class Points:
     def balance(self, member: str) -> pb.Balance:
         """Reads a balance."""
         return self.call(self.points.GetBalance, pb.GetBalanceRequest(member_id=member))
+
+
+class Cards(Caller):
+    """The cards service."""
+
+    def __init__(self, house: House, token: str | None = None, *, service: str = "cards") -> None:
+        super().__init__(house, token, service)
+        self.cards = CardsServiceStub(self.channel)
 
 
 def apply_programme(house: House, programme: dict[str, Any] | None = None) -> pb.Programme:
@@ -188,6 +213,15 @@ def read_refusal(error: grpc.RpcError) -> Refusal:
             else:
                 refusal.retry = True
     return refusal
+
+
+def outcome(attempt: Callable[[], Any]) -> grpc.StatusCode:
+    """How a call ended."""
+    try:
+        attempt()
+    except grpc.RpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
 
 
 @contextmanager

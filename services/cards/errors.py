@@ -8,6 +8,7 @@ from services.chassis.errors import (
     InvalidArgument,
     NotFound,
     PermissionDenied,
+    ResourceExhausted,
 )
 
 
@@ -143,6 +144,12 @@ class GiftCodeUnknown(NotFound):
     """There is no such claim code."""
 
 
+class TooManyCodes(ResourceExhausted):
+    """Too many claim codes that nobody has were tried of late."""
+
+    retry_after = 60.0
+
+
 class GiftNotPaid(FailedPrecondition):
     """The gift is not paid yet."""
 
@@ -201,6 +208,14 @@ class NoticeTimeAhead(FailedPrecondition):
 
 class AutoRenewSigned(FailedPrecondition):
     """A renewal of the card is signed already."""
+
+
+class RewardTakenBack(FailedPrecondition):
+    """The reward was taken back before it was given."""
+
+
+class AnswerErased(FailedPrecondition):
+    """This request was answered, and its answer erased with the member."""
 
 
 class NotificationRefused(PermissionDenied):

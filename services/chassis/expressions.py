@@ -6,9 +6,9 @@ The runtime is young, so it stays behind this module.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import tzdata
 from cel_expr_python import cel
@@ -16,7 +16,9 @@ from cel_expr_python import cel
 # CEL looks time zones up in files; without them `now.getHours("Asia/Shanghai")` fails at evaluation.
 os.environ.setdefault("TZDIR", str(Path(tzdata.__file__).parent / "zoneinfo"))
 
+STRING = cel.Type.STRING
 TIMESTAMP = cel.Type.TIMESTAMP
+Facts: TypeAlias = cel.Activation
 
 
 class ExpressionInvalid(ValueError):
@@ -33,7 +35,7 @@ class Expression:
     def __init__(self, compiled: cel.Expression) -> None:
         self._compiled = compiled
 
-    def holds(self, facts: cel.Activation) -> bool:
+    def holds(self, facts: Facts) -> bool:
         """Whether it is true. Raises EvaluationFailed."""
         value = self._compiled.eval(facts)
         result = value.value()
@@ -48,12 +50,38 @@ class Selection:
     def __init__(self, compiled: cel.Expression) -> None:
         self._compiled = compiled
 
-    def matching(self, facts: cel.Activation) -> frozenset[int]:
+    def matching(self, facts: Facts) -> frozenset[int]:
         """The indexes of those for which it is true. Raises EvaluationFailed if it fails for any."""
         value = self._compiled.eval(facts)
         if value.type() == cel.Type.ERROR:
             raise _failure(value)
         return frozenset(index for index, holds in enumerate(value.plain_value()) if holds)
+
+
+class Selections:
+    """Conditions over each member of a list: evaluated all at once, and each for itself where one fails."""
+
+    def __init__(self, together: cel.Expression, single: Sequence[Selection]) -> None:
+        self._together = together
+        self._single = single
+
+    def matching(self, facts: Facts) -> list[frozenset[int] | EvaluationFailed]:
+        """For each condition the indexes of those for which it is true, or why it has no value."""
+        value = self._together.eval(facts)
+        if value.type() == cel.Type.ERROR:
+            return [_matching(selection, facts) for selection in self._single]
+        rows = value.plain_value()
+        return [
+            frozenset(index for index, row in enumerate(rows) if row[column])
+            for column in range(len(self._single))
+        ]
+
+
+def _matching(selection: Selection, facts: Facts) -> frozenset[int] | EvaluationFailed:
+    try:
+        return selection.matching(facts)
+    except EvaluationFailed as failure:
+        return failure
 
 
 def _failure(value: cel.Value) -> EvaluationFailed:
@@ -73,19 +101,31 @@ class Vocabulary:
 
     def compile(self, text: str) -> Expression:
         """A condition. Raises ExpressionInvalid with the place of the fault."""
-        try:
-            compiled = self._environment.compile(text)
-        except RuntimeError as error:
-            raise ExpressionInvalid(str(error).removeprefix("INVALID_ARGUMENT: ERROR: <input>:")) from None
+        compiled = self._compile(text)
         if compiled.return_type() != cel.Type.BOOL:
             raise ExpressionInvalid(f"1:1: must be a bool, is {compiled.return_type().name()}")
         return Expression(compiled)
 
     def compile_each(self, text: str, name: str, of: str) -> Selection:
-        """A condition that was found valid, over each `name` of the list `of`."""
-        # On a line of its own, so that a comment at its end comments out nothing of ours.
-        return Selection(self._environment.compile(f"{of}.map({name}, ({text}\n))"))
+        """A condition that was found valid, over each `name` of the list `of`.
 
-    def facts(self, values: Mapping[str, Any]) -> cel.Activation:
+        Raises ExpressionInvalid where it is nested too deeply for that.
+        """
+        # On a line of its own, so that a comment at its end comments out nothing of ours.
+        return Selection(self._compile(f"{of}.map({name}, ({text}\n))"))
+
+    def compile_all(self, texts: Sequence[str], name: str, of: str) -> Selections:
+        """As `compile_each`, for several. Raises ExpressionInvalid also where they are too long together."""
+        row = ", ".join(f"({text}\n)" for text in texts)
+        together = self._compile(f"{of}.map({name}, [{row}])")
+        return Selections(together, [self.compile_each(text, name, of) for text in texts])
+
+    def facts(self, values: Mapping[str, Any]) -> Facts:
         """Values for one or more evaluations."""
         return self._environment.Activation(values)
+
+    def _compile(self, text: str) -> cel.Expression:
+        try:
+            return self._environment.compile(text)
+        except RuntimeError as error:
+            raise ExpressionInvalid(str(error).removeprefix("INVALID_ARGUMENT: ERROR: <input>:")) from None

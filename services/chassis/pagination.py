@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
-import struct
+import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -18,7 +17,9 @@ Answer = TypeVar("Answer", bound=Message)
 
 DEFAULT_SIZE = 50
 PAGE_BYTES = 3 * 1024 * 1024  # gRPC takes 4 MiB in all
-_FORMAT = struct.Struct(">8sq")
+_NUMBER = re.compile(r"[0-9]{1,19}", re.ASCII)
+_MOST = 2**63 - 1
+_DIGEST = 8  # bytes
 
 
 class PageTokenInvalid(InvalidArgument):
@@ -30,13 +31,22 @@ def page_size(asked: int) -> int:
     return asked or DEFAULT_SIZE
 
 
+def question(request: Message) -> bytes:
+    """What a page token belongs to: the request but for where it is in it."""
+    asked = type(request)()
+    asked.CopyFrom(request)
+    asked.ClearField("page_token")
+    asked.ClearField("page_size")
+    return asked.SerializeToString(deterministic=True)
+
+
 def fill(
     question: bytes, rows: Sequence[Row], size: int, key: str, make: Callable[[Row], Answer]
 ) -> tuple[list[Answer], str]:
     """The messages of a page, and the token of the next one, empty at the end.
 
-    `rows` are one more than `size` if there are more, `key` is the column that numbers them. A page ends
-    earlier, after at least one message, where the answer would grow over PAGE_BYTES.
+    `rows` are one more than `size` if there are more, `key` is the column that numbers or names them. A page
+    ends earlier, after at least one message, where the answer would grow over PAGE_BYTES.
     """
     messages: list[Answer] = []
     room = PAGE_BYTES
@@ -50,23 +60,38 @@ def fill(
     return messages, make_token(question, rows[len(messages) - 1][key]) if more else ""
 
 
-def make_token(question: bytes, last: int) -> str:
-    """A token that continues `question` after the row numbered `last`."""
-    return base64.urlsafe_b64encode(_FORMAT.pack(_digest(question), last)).decode().rstrip("=")
+def make_token(question: bytes, last: int | str) -> str:
+    """A token that continues `question` after the row of this number or name."""
+    return _written(_digest(question) + str(last).encode())
 
 
 def read_token(question: bytes, token: str) -> int | None:
     """The number of the last row seen, None for a first page. Raises PageTokenInvalid."""
-    if not token:
+    last = read_name(question, token)
+    if last is None:
         return None
-    try:
-        digest, last = _FORMAT.unpack(base64.b64decode(token + "=" * (-len(token) % 4), b"-_", validate=True))
-    except (binascii.Error, struct.error, ValueError):
-        raise PageTokenInvalid from None
-    if digest != _digest(question) or last < 0:
+    if not _NUMBER.fullmatch(last) or int(last) > _MOST:
         raise PageTokenInvalid
     return int(last)
 
 
+def read_name(question: bytes, token: str) -> str | None:
+    """The name of the last row seen, None for a first page. Raises PageTokenInvalid."""
+    if not token:
+        return None
+    try:
+        read = base64.b64decode(token + "=" * (-len(token) % 4), b"-_", validate=True)
+        last = read[_DIGEST:].decode()
+    except ValueError:
+        raise PageTokenInvalid from None
+    if read[:_DIGEST] != _digest(question) or "\0" in last or _written(read) != token:
+        raise PageTokenInvalid
+    return last
+
+
+def _written(token: bytes) -> str:
+    return base64.urlsafe_b64encode(token).decode().rstrip("=")
+
+
 def _digest(question: bytes) -> bytes:
-    return hashlib.sha256(question).digest()[:8]
+    return hashlib.sha256(question).digest()[:_DIGEST]

@@ -37,6 +37,7 @@ OUTBOX_AGE = Gauge("outbox_oldest_seconds", "Age of the oldest event that waits 
 CONSUMED = Counter("consumer_messages", "Messages done with, by outcome.", ["stream", "outcome"])
 CONSUMER_LAG = Gauge("consumer_pending", "Messages that wait to be consumed.", ["stream"])
 JOB_RUNS = Counter("job_runs", "Runs of periodic work, by outcome.", ["job", "outcome"])
+OVERDUE = Gauge("overdue", "Things that others should have ended by now, as last looked for.", ["what"])
 RULE_ERRORS = Counter("rule_errors", "Conditions that failed to evaluate.", ["rule"])
 
 _tracer: Any = None  # opentelemetry's, once started

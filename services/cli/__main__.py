@@ -69,7 +69,7 @@ def _stop(*_: object) -> NoReturn:
 def _ended(house: House) -> str | None:
     """Says which process has ended although nobody asked it to."""
     processes = {"postgres": house.postgres, "nats": house.nats}
-    processes |= {service: house.process(service) for service in SERVICES}
+    processes |= {service: house.process(service) for service in house.services}
     for name, process in processes.items():
         if (code := process.poll()) is not None:
             return f"{name} ended with {code}; its log is {process.log}"

@@ -1,4 +1,8 @@
-"""`loyalty apply`: a brand's programme from a file, checked whole, shown as a diff, put once."""
+"""`loyalty apply`: a brand's programme from a file, checked whole, shown as a diff, put once.
+
+Each top-level key is a service's part: `points` has its programme, `cards` its products. A part that is not
+in the file stays as it is, and so does a product that the file does not name: to end its sale, withdraw it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,10 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,12 +23,15 @@ import yaml
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from loyalty.points.v1 import points_service_pb2 as pb
+from loyalty.cards.v1 import cards_service_pb2 as cards_pb
+from loyalty.points.v1 import points_service_pb2 as points_pb
 
-from services.cli.place import Failure, HouseOption, JsonOption, Points, points, refusal
+from services.cli.place import Cards, Failure, HouseOption, JsonOption, Points, cards, points, refusal
 
-SERVICES = ("points",)
+SERVICES = ("points", "cards")
 OUTPUT_ONLY = ("version", "create_time")
+PAGE = 1_000  # products read at once
+_TRUTHS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,45 @@ class Faulty(Failure):
         super().__init__("\n".join(map(str, faults)))
 
 
+@dataclass(frozen=True)
+class Draft:
+    """What the file says of something that a service keeps in versions."""
+
+    name: str
+    said: Any
+    node: yaml.Node
+    path: str = ""
+    """Of the node, within its part of the file."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A draft beside the newest version of it, which may not be in force yet; version 0 is none."""
+
+    draft: Draft
+    before: Any
+    send: Callable[..., Any]
+    """Puts the draft, given request_id and validate_only."""
+
+    @cached_property
+    def diff(self) -> str:
+        """What changes; empty where both say the same."""
+        return difference(self.draft.name, self.before, self.draft.said)
+
+    def put(self, file: Path, *, validate_only: bool) -> int:
+        """Puts the draft, or only has it checked; returns the version that it gets. Raises Faulty."""
+        body = self.draft.said.SerializeToString(deterministic=True)
+        digest = hashlib.sha256(str(self.before.version).encode() + b"\0" + body).hexdigest()
+        try:
+            answer = self.send(request_id=f"apply-{digest[:40]}", validate_only=validate_only)
+        except grpc.RpcError as error:
+            _, violations = refusal(error)
+            if not violations:
+                raise
+            raise Faulty([located(self.draft, file, path, text) for path, text in violations]) from None
+        return int(answer.version)
+
+
 def apply(
     file: Annotated[Path, typer.Option("--file", "-f", exists=True, dir_okay=False, help="The programme.")],
     *,
@@ -53,140 +102,227 @@ def apply(
     house: HouseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put a programme in force, if it differs from the one there is."""
+    """Put a programme in force: what of it differs from what there is."""
     try:
-        parts = read_parts(file)
-        with points(house) as service:
-            outcome = put(service, file, parts["points"], dry_run=dry_run)
+        drafts = Reader(file).drafts()
+        changes: list[Change] = []
+        with ExitStack() as channels:
+            if "points" in drafts:
+                changes += against_programme(channels.enter_context(points(house)), drafts["points"])
+            if "cards" in drafts:
+                changes += against_products(channels.enter_context(cards(house)), drafts["cards"])
+            outcomes = put(changes, file, dry_run=dry_run)
     except Faulty as failure:
         if as_json:
             typer.echo(json.dumps({"faults": [asdict(f) for f in failure.faults]}, ensure_ascii=False))
         raise
     if as_json:
-        typer.echo(json.dumps({"points": outcome}, ensure_ascii=False))
+        typer.echo(json.dumps(outcomes, ensure_ascii=False))
         return
-    typer.echo(outcome["diff"], nl=False)
-    if not outcome["changed"]:
-        typer.echo(f"points: unchanged, version {outcome['version']} says the same")
-    elif dry_run:
-        typer.echo(f"points: valid, would become version {outcome['version']}")
-    else:
-        typer.echo(f"points: version {outcome['version']} is put")
+    for name, outcome in outcomes.items():
+        typer.echo(outcome["diff"], nl=False)
+        if not outcome["changed"]:
+            typer.echo(f"{name}: unchanged, version {outcome['version']} says the same")
+        elif dry_run:
+            typer.echo(f"{name}: valid, would become version {outcome['version']}")
+        else:
+            typer.echo(f"{name}: version {outcome['version']} is put")
 
 
-def put(service: Points, file: Path, node: yaml.Node, *, dry_run: bool) -> dict[str, Any]:
-    """Puts the programme unless the newest version says the same. Raises Faulty."""
-    programme = pb.Programme()
+def put(changes: Sequence[Change], file: Path, *, dry_run: bool) -> dict[str, dict[str, Any]]:
+    """Puts what changes something, after all of it was found valid. Raises Faulty with every fault."""
+    changing = [change for change in changes if change.diff]
+    versions = {change.draft.name: int(change.before.version) for change in changes}
     faults: list[Fault] = []
-    fill(programme, node, file, "programme", faults)
+    for change in changing:
+        try:
+            versions[change.draft.name] = change.put(file, validate_only=True)
+        except Faulty as faulty:
+            faults += faulty.faults
     if faults:
         raise Faulty(faults)
-    # What is put takes the place of the newest version, which may not be in force yet.
-    newest = service.call(service.stub.ListProgrammes, pb.ListProgrammesRequest(page_size=1))
-    before = newest.programmes[0] if newest.programmes else pb.Programme()
-    diff = difference(before, programme)
-    if not diff:
-        return {"changed": False, "version": before.version, "dry_run": dry_run, "diff": ""}
-    content = str(before.version).encode() + b"\0" + programme.SerializeToString(deterministic=True)
-    request = pb.PutProgrammeRequest(
-        request_id=f"apply-{hashlib.sha256(content).hexdigest()[:40]}",
-        programme=programme,
-        validate_only=dry_run,
-    )
-    try:
-        answer = service.call(service.stub.PutProgramme, request)
-    except grpc.RpcError as error:
-        _, violations = refusal(error)
-        if not violations:
-            raise
-        raise Faulty([located(node, file, path, text) for path, text in violations]) from None
-    return {"changed": True, "version": answer.version, "dry_run": dry_run, "diff": diff}
+    for change in [] if dry_run else changing:
+        versions[change.draft.name] = change.put(file, validate_only=False)
+    return {
+        change.draft.name: {
+            "changed": bool(change.diff),
+            "version": versions[change.draft.name],
+            "dry_run": dry_run,
+            "diff": change.diff,
+        }
+        for change in changes
+    }
 
 
-def difference(before: pb.Programme, after: pb.Programme) -> str:
+def against_programme(service: Points, drafts: Sequence[Draft]) -> Iterator[Change]:
+    """A programme beside the newest version."""
+    newest = service.call(service.stub.ListProgrammes, points_pb.ListProgrammesRequest(page_size=1))
+    before = newest.programmes[0] if newest.programmes else points_pb.Programme()
+    for draft in drafts:
+        yield Change(draft, before, partial(_put_programme, service, draft.said))
+
+
+def _put_programme(service: Points, programme: points_pb.Programme, **how: Any) -> points_pb.Programme:
+    request = points_pb.PutProgrammeRequest(programme=programme, **how)
+    return service.call(service.stub.PutProgramme, request)
+
+
+def against_products(service: Cards, drafts: Sequence[Draft]) -> Iterator[Change]:
+    """Products beside their newest versions."""
+    newest: dict[str, cards_pb.Product] = {}
+    request = cards_pb.ListProductsRequest(page_size=PAGE, include_withdrawn=True)
+    while True:
+        page = service.call(service.stub.ListProducts, request)
+        newest |= {product.code: product for product in page.products}
+        if not page.next_page_token:
+            break
+        request.page_token = page.next_page_token
+    for draft in drafts:
+        before = newest.get(draft.said.code, cards_pb.Product())
+        yield Change(draft, before, partial(_put_product, service, draft.said))
+
+
+def _put_product(service: Cards, product: cards_pb.Product, **how: Any) -> cards_pb.Product:
+    return service.call(service.stub.PutProduct, cards_pb.PutProductRequest(product=product, **how))
+
+
+def difference(name: str, before: Any, after: Message) -> str:
     """A unified diff of what the two say; when it holds counts only if `after` says so."""
-    ignored = {*OUTPUT_ONLY, *(() if after.HasField("effective_time") else ("effective_time",))}
-    name = f"version {before.version}" if before.version else "nothing"
-    lines = difflib.unified_diff(_lines(before, ignored), _lines(after, ignored), name, "the file")
+    ignored = {*OUTPUT_ONLY, "effective_time"} - {field.name for field, _ in after.ListFields()}
+    was = f"{name}, version {before.version}" if before.version else "nothing"
+    lines = difflib.unified_diff(_lines(before, ignored), _lines(after, ignored), was, f"{name} in the file")
     return "".join(lines)
 
 
-def _lines(programme: pb.Programme, ignored: set[str]) -> list[str]:
-    said = MessageToDict(programme, preserving_proto_field_name=True, unquote_int64_if_possible=True)
+def _lines(message: Message, ignored: Set[str]) -> list[str]:
+    said = MessageToDict(message, preserving_proto_field_name=True, unquote_int64_if_possible=True)
+    for field, _ in message.ListFields():
+        if _is_map(field):  # its entries have no order
+            said[field.name] = dict(sorted(said[field.name].items()))
     kept = {name: value for name, value in said.items() if name not in ignored}
     text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True) if kept else ""
     return text.splitlines(keepends=True)
 
 
-def read_parts(file: Path) -> dict[str, yaml.Node]:
-    """The file's top-level keys with their nodes. Raises Faulty."""
-    try:
-        root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except UnicodeDecodeError:
-        raise Faulty([Fault(str(file), 1, "", "is not UTF-8 text")]) from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise Faulty([Fault(str(file), line, "", error.problem or "is not YAML")]) from None
-    except yaml.YAMLError as error:
-        raise Faulty([Fault(str(file), 1, "", str(error))]) from None
-    parts = {key.value: (key, value) for key, value in _pairs(root)}
-    faults = [
-        Fault(str(file), _line(key), str(name), f"no service has this name; known: {', '.join(SERVICES)}")
-        for name, (key, _) in parts.items()
-        if name not in SERVICES
-    ]
-    if not parts:
-        faults = [Fault(str(file), 1, "", "must be a mapping with the key points")]
-    if faults:
-        raise Faulty(faults)
-    return {name: value for name, (_, value) in parts.items()}
+class Reader:
+    """Reads a file into messages, field by field, so that each fault has its line."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._faults: list[Fault] = []
+
+    def drafts(self) -> dict[str, list[Draft]]:
+        """What the file says, by service. Raises Faulty."""
+        read = {"points": self._programme, "cards": self._products}
+        drafts = {name: list(read[name](node)) for name, node in self._parts().items()}
+        if self._faults:
+            raise Faulty(self._faults)
+        return drafts
+
+    def _parts(self) -> dict[str, yaml.Node]:
+        """The top-level keys with their nodes. Raises Faulty."""
+        place = str(self._file)
+        try:
+            root = yaml.compose(self._file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        except UnicodeDecodeError:
+            raise Faulty([Fault(place, 1, "", "is not UTF-8 text")]) from None
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise Faulty([Fault(place, line, "", error.problem or "is not YAML")]) from None
+        except yaml.YAMLError as error:
+            raise Faulty([Fault(place, 1, "", str(error))]) from None
+        parts = {key.value: (key, value) for key, value in _pairs(root)}
+        known = ", ".join(SERVICES)
+        for name, (key, _) in parts.items():
+            if name not in SERVICES:
+                self._fault(key, str(name), f"no service has this name; known: {known}")
+        if not parts:
+            self._faults.append(Fault(place, 1, "", f"must be a mapping with one of the keys {known}"))
+        if self._faults:
+            raise Faulty(self._faults)
+        return {name: value for name, (_, value) in parts.items()}
+
+    def _programme(self, node: yaml.Node) -> Iterator[Draft]:
+        programme = points_pb.Programme()
+        self._fill(programme, node, "")
+        yield Draft("points", programme, node)
+
+    def _products(self, node: yaml.Node) -> Iterator[Draft]:
+        parts = {str(key.value): (key, value) for key, value in _pairs(node)}
+        for name, (key, _) in parts.items():
+            if name != "products":
+                self._fault(key, name, "there is no such field; known: products")
+        _, products = parts.get("products", (node, node))
+        if not isinstance(products, yaml.SequenceNode):
+            return self._fault(products, "products", "must be a list")
+        codes: set[str] = set()
+        for index, item in enumerate(products.value):
+            product, path = cards_pb.Product(), f"products[{index}]"
+            self._fill(product, item, path)
+            if product.code in codes:
+                self._fault(item, f"{path}.code", f"{product.code} is listed twice")
+            codes.add(product.code)
+            yield Draft(f"cards/{product.code}", product, item, path)
+        return None
+
+    def _fill(self, message: Message, node: yaml.Node, path: str) -> None:
+        """Reads a YAML mapping into a message."""
+        if not isinstance(node, yaml.MappingNode):
+            return self._fault(node, path, "must be a mapping")
+        seen: set[str] = set()
+        for key, value in node.value:
+            name, where = str(key.value), f"{path}.{key.value}".removeprefix(".")
+            field = message.DESCRIPTOR.fields_by_name.get(name)
+            if field is None:
+                known = ", ".join(message.DESCRIPTOR.fields_by_name)
+                self._fault(key, where, f"there is no such field; known: {known}")
+            elif name in seen:
+                self._fault(key, where, "is given twice")
+            elif field.containing_oneof and (other := message.WhichOneof(field.containing_oneof.name)):
+                self._fault(key, where, f"excludes {other}, which is given too")
+            elif not _is_nested(field):
+                try:
+                    ParseDict({name: _as_written(value, field)}, message)
+                except (ParseError, TypeError, ValueError) as error:
+                    self._fault(key, where, str(error).removeprefix(f"Failed to parse {name} field: "))
+            elif not field.is_repeated:
+                getattr(message, name).SetInParent()
+                self._fill(getattr(message, name), value, where)
+            elif isinstance(value, yaml.SequenceNode):
+                for index, item in enumerate(value.value):
+                    self._fill(getattr(message, name).add(), item, f"{where}[{index}]")
+            else:
+                self._fault(key, where, "must be a list")
+            seen.add(name)
+        return None
+
+    def _fault(self, node: yaml.Node, field: str, text: str) -> None:
+        self._faults.append(Fault(str(self._file), _line(node), field, text))
 
 
-def fill(message: Message, node: yaml.Node, file: Path, path: str, faults: list[Fault]) -> None:
-    """Reads a YAML mapping into a message, field by field, so that each fault has its line."""
+def _as_written(node: yaml.Node, field: Any) -> Any:
+    """What a node says, as text: a factor of 1.20 is text to the contract, whatever YAML thinks it is."""
+    if isinstance(node, yaml.MappingNode):
+        return {key.value: _as_written(value, field) for key, value in node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return [_as_written(item, field) for item in node.value]
+    return _TRUTHS.get(node.value, node.value) if field.type == field.TYPE_BOOL else node.value
 
-    def fault(at: yaml.Node, where: str, text: str) -> None:
-        faults.append(Fault(str(file), _line(at), where.removeprefix("programme."), text))
 
-    if not isinstance(node, yaml.MappingNode):
-        return fault(node, path, "must be a mapping")
-    seen: set[str] = set()
-    for key, value in node.value:
-        name, where = str(key.value), f"{path}.{key.value}"
-        field = message.DESCRIPTOR.fields_by_name.get(name)
-        if field is None:
-            known = ", ".join(message.DESCRIPTOR.fields_by_name)
-            fault(key, where, f"there is no such field; known: {known}")
-        elif name in seen:
-            fault(key, where, "is given twice")
-        elif field.containing_oneof and (other := message.WhichOneof(field.containing_oneof.name)):
-            fault(key, where, f"excludes {other}, which is given too")
-        elif field.is_repeated and not isinstance(value, yaml.SequenceNode):
-            fault(key, where, "must be a list")
-        elif field.is_repeated:
-            for index, item in enumerate(value.value):
-                fill(getattr(message, name).add(), item, file, f"{where}[{index}]", faults)
-        elif _is_nested(field):
-            getattr(message, name).SetInParent()
-            fill(getattr(message, name), value, file, where, faults)
-        else:
-            try:
-                # As written: a factor of 1.20 is text to the contract, whatever YAML thinks it is.
-                ParseDict({name: value.value}, message)
-            except (ParseError, TypeError, ValueError) as error:
-                fault(key, where, str(error).removeprefix(f"Failed to parse {name} field: "))
-        seen.add(name)
-    return None
+def _is_map(field: Any) -> bool:
+    return bool(field.message_type is not None and field.message_type.GetOptions().map_entry)
 
 
 def _is_nested(field: Any) -> bool:
-    return field.message_type is not None and field.message_type.full_name != Timestamp.DESCRIPTOR.full_name
+    """Whether its value is a message, or are messages, to be read field by field."""
+    kind = field.message_type
+    return kind is not None and kind.full_name != Timestamp.DESCRIPTOR.full_name and not _is_map(field)
 
 
-def located(root: yaml.Node, file: Path, path: str, text: str) -> Fault:
-    """The fault with the line of the deepest node that its path leads to."""
-    node, line = root, _line(root)
-    path = path.removeprefix("programme").removeprefix(".")
+def located(draft: Draft, file: Path, path: str, text: str) -> Fault:
+    """A service's fault, with the line of the deepest node that its path leads to."""
+    node, line = draft.node, _line(draft.node)
+    path = path.partition(".")[2]  # the request calls the draft `programme` or `product`
     for name, index in re.findall(r"(\w+)(?:\[(\d+)\])?", path):
         pair = next(((k, v) for k, v in _pairs(node) if k.value == name), None)
         if pair is None:
@@ -195,7 +331,7 @@ def located(root: yaml.Node, file: Path, path: str, text: str) -> Fault:
         if index and isinstance(node, yaml.SequenceNode) and int(index) < len(node.value):
             node = node.value[int(index)]
             line = _line(node)
-    return Fault(str(file), line, path, text)
+    return Fault(str(file), line, f"{draft.path}.{path}".strip("."), text)
 
 
 def _pairs(node: yaml.Node | None) -> list[tuple[yaml.Node, yaml.Node]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,7 @@ import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.chassis.clock import TestClock
-from services.cli.house import POLL, SERVICES
+from services.cli.house import POLL
 from services.cli.place import Failure, HouseOption, describe
 
 UNITS = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
@@ -90,20 +91,21 @@ def _clock(house: Path | None) -> TestClock:
 
 
 def _move(house: Path | None, clock: TestClock, to: datetime, wait: float, as_json: bool) -> None:
-    for service in SERVICES:
-        _must_live(describe(house)[service]["health"])
-    move(clock, to, wait)
+    described = describe(house)
+    for service in described["services"]:
+        _must_live(described[service]["health"])
+    move(clock, to, wait, described["services"])
     _print(clock, as_json)
 
 
-def move(clock: TestClock, to: datetime, wait: float) -> None:
-    """Sets a clock, and waits until every service has done what fell due. Raises Failure."""
+def move(clock: TestClock, to: datetime, wait: float, services: Sequence[str]) -> None:
+    """Sets a clock, and waits until each of these services has done what fell due. Raises Failure."""
     try:
         clock.set(to)
     except ValueError as error:
         raise Failure(str(error)) from None
     deadline = time.monotonic() + wait
-    while not clock.all_settled(list(SERVICES)):
+    while not clock.all_settled(list(services)):
         if time.monotonic() > deadline:
             raise Failure(f"the clock is set, but after {wait:g} s not everything due is done")
         time.sleep(POLL)

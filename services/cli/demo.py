@@ -27,10 +27,11 @@ from nats.js import JetStreamContext
 from rich.console import Console
 from rich.table import Table
 
+from services.chassis.audit import Report
 from services.cli import baskets, replay
 from services.cli.house import House
 from services.cli.story import MEMBER, Scene, Teller
-from services.points.audit import CHECKS, Report, audit
+from services.points.audit import CHECKS, audit
 
 EVE = datetime(2016, 12, 31, 4, 0, tzinfo=UTC)  # where the clock stands when the programme is put
 MONTH = (date(2017, 1, 1), date(2017, 1, 31))
@@ -48,7 +49,7 @@ def command(
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="loyalty-demo-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL does not run as root: its user must get in
-        house = House(Path(folder))
+        house = House(Path(folder), services=("points",))
         try:
             with _step(console, "Starting PostgreSQL, NATS and the points service"):
                 house.start(EVE)

@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +22,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.chassis.clock import TestClock
 from services.cli.servers import HOST, Guarded, Nats, Postgres, ServerError, free_port
 
-SERVICES = ("points",)
+SERVICES = ("points", "cards")
+OWN_SECRETS = {"cards": ("gift_code_key",)}  # settings of services that nobody else knows
 POLL = 0.05  # seconds between looks
 START_TIMEOUT = 60.0  # seconds until a service must be ready
 ADDRESSES = ("grpc", "health", "metrics")
@@ -45,7 +46,8 @@ class Ports:
 class House:
     """Running servers and services. `close` stops all; nothing outlives this process in any case.
 
-    `migrate` False says that the data folder's databases have this code's newest revision already.
+    `services` are those that it runs. `migrate` False says that the data folder's databases have this code's
+    newest revision already.
     """
 
     def __init__(
@@ -56,11 +58,13 @@ class House:
         front: str = "grpcio",
         postgres_settings: Mapping[str, str] = {},
         migrate: bool = True,
+        services: Sequence[str] = SERVICES,
     ) -> None:
         self.data = data
         self.front = front
-        self.settings: dict[str, str] = {}
-        """Of services, beyond the house's own, from their next start on."""
+        self.services = tuple(services)
+        self.settings: dict[str, dict[str, str]] = {service: {} for service in services}
+        """Of each service, beyond the house's own, from its next start on."""
         self._postgres_settings = postgres_settings
         self._migrate = migrate
         self._ports = Ports(base_port)
@@ -80,7 +84,8 @@ class House:
         self.start_nats()
         self._secrets = _secrets(self.data / "secrets.json")
         asyncio.run(self._make_databases())
-        for number, service in enumerate(SERVICES):
+        for service in self.services:
+            number = SERVICES.index(service)  # its ports are the same, whoever else is there
             ports = (self._ports.of(10 + 10 * number + index) for index in range(len(ADDRESSES)))
             self._addresses[service] = {
                 name: f"{HOST}:{port}" for name, port in zip(ADDRESSES, ports, strict=True)
@@ -88,7 +93,7 @@ class House:
             if self._migrate:
                 self.migrate(service)
             self.start_service(service)
-        for service in SERVICES:
+        for service in self.services:
             self.wait_ready(service)
         described = self.data / FILE
         described.touch(mode=0o600)  # it holds passwords
@@ -97,8 +102,9 @@ class House:
     def describe(self) -> dict[str, Any]:
         """Where everything is, as `loyalty up` prints it."""
         described: dict[str, Any] = {name: dict(found) for name, found in self._addresses.items()}
-        for service in SERVICES:
+        for service in self.services:
             described[service]["database"] = self.database_url(service)
+        described["services"] = list(self.services)
         described["nats"] = self.nats.url
         described["postgres"] = self.postgres.url()
         described["data"] = str(self.data)
@@ -191,7 +197,8 @@ class House:
             "reflection": "true",
             "front": self.front,
             **{f"{name}_address": address for name, address in self._addresses[service].items()},
-            **self.settings,
+            **{name: self._secrets[f"{service}_{name}"] for name in OWN_SECRETS.get(service, ())},
+            **self.settings[service],
             **extra,
         }
         if self.clock:
@@ -204,7 +211,7 @@ class House:
     async def _make_databases(self) -> None:
         connection = await asyncpg.connect(self.postgres.url())
         try:
-            for service in SERVICES:
+            for service in self.services:
                 for role in (service, f"{service}_owner"):
                     if not await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", role):
                         password = self._secrets[role]
@@ -224,10 +231,16 @@ def running(
     front: str = "grpcio",
     postgres_settings: Mapping[str, str] = {},
     migrate: bool = True,
+    services: Sequence[str] = SERVICES,
 ) -> Iterator[House]:
     """A house for as long as the block runs."""
     house = House(
-        data, base_port=base_port, front=front, postgres_settings=postgres_settings, migrate=migrate
+        data,
+        base_port=base_port,
+        front=front,
+        postgres_settings=postgres_settings,
+        migrate=migrate,
+        services=services,
     )
     try:
         house.start(test_clock)
@@ -237,10 +250,13 @@ def running(
 
 
 def _secrets(path: Path) -> dict[str, str]:
-    """Passwords of the database roles, made once per data folder."""
-    if not path.exists():
-        roles = [role for service in SERVICES for role in (service, f"{service}_owner")]
+    """Passwords of the database roles, and what services keep secret, made once per data folder."""
+    found: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    names = [name for service in SERVICES for name in (service, f"{service}_owner")]
+    names += [f"{service}_{name}" for service, own in OWN_SECRETS.items() for name in own]
+    missing = [name for name in names if name not in found]
+    if missing:
+        found |= {name: secrets.token_hex(16) for name in missing}
         path.touch(mode=0o600)
-        path.write_text(json.dumps({role: secrets.token_hex(16) for role in roles}))
-    found: dict[str, str] = json.loads(path.read_text())
+        path.write_text(json.dumps(found))
     return found

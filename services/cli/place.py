@@ -6,15 +6,16 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import grpc
 import nats
 import typer
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from loyalty.cards.v1.cards_service_pb2_grpc import CardsServiceStub
 from loyalty.points.v1.points_service_pb2_grpc import PointsServiceStub
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -23,6 +24,7 @@ from rich.console import Console
 from services.cli.house import FILE
 
 T = TypeVar("T")
+Stub = TypeVar("Stub")
 
 DEFAULT = Path(".loyalty")
 TIMEOUT = 30.0  # seconds a call may take
@@ -50,7 +52,7 @@ HouseOption = Annotated[
     typer.Option(
         "--house",
         envvar="LOYALTY_HOUSE",
-        help="Data folder of the house; without it what POINTS_… variables say, or .loyalty.",
+        help="Data folder of the house; without it what POINTS_… and CARDS_… variables say, or .loyalty.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -84,11 +86,11 @@ def find(house: Path | None, what: str, service: str = "points") -> str:
     return str(described["nats"] if what == "nats" else described[service][what])
 
 
-class Points:
-    """Blocking calls to the points service, with the token in LOYALTY_TOKEN if there is one."""
+class Service(Generic[Stub]):
+    """Blocking calls to a service, with the token in LOYALTY_TOKEN if there is one."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
-        self.stub = PointsServiceStub(channel)
+    def __init__(self, stub: Stub) -> None:
+        self.stub = stub
         token = os.environ.get("LOYALTY_TOKEN")
         self._metadata = [("authorization", f"Bearer {token}")] if token else None
 
@@ -97,12 +99,25 @@ class Points:
         return method(request, timeout=TIMEOUT, metadata=self._metadata)
 
 
-@contextmanager
-def points(house: Path | None) -> Iterator[Points]:
+Points = Service[PointsServiceStub]
+Cards = Service[CardsServiceStub]
+
+
+def points(house: Path | None) -> AbstractContextManager[Points]:
     """The points service of the house."""
+    return _service(house, "points", PointsServiceStub)
+
+
+def cards(house: Path | None) -> AbstractContextManager[Cards]:
+    """The cards service of the house."""
+    return _service(house, "cards", CardsServiceStub)
+
+
+@contextmanager
+def _service(house: Path | None, name: str, stub: Callable[[grpc.Channel], Stub]) -> Iterator[Service[Stub]]:
     options = [("grpc.service_config", json.dumps(RETRIES))]
-    with grpc.insecure_channel(find(house, "grpc"), options=options) as channel:
-        yield Points(channel)
+    with grpc.insecure_channel(find(house, "grpc", name), options=options) as channel:
+        yield Service(stub(channel))
 
 
 @asynccontextmanager

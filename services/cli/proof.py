@@ -55,7 +55,7 @@ def own_house(programme: Mapping[str, Any]) -> Iterator[House]:
     stamina.instrumentation.set_on_retry_hooks([])
     with tempfile.TemporaryDirectory(prefix="loyalty-proof-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL does not run as root: its user must get in
-        with running(Path(folder), test_clock=EVE) as house:
+        with running(Path(folder), test_clock=EVE, services=("points",)) as house:
             with grpc.insecure_channel(house.describe()["points"]["grpc"]) as channel:
                 request = pb.PutProgrammeRequest(request_id="proof")
                 ParseDict(dict(programme), request.programme)

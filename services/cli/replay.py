@@ -19,7 +19,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -127,7 +127,7 @@ async def _replay(
         sender = Sender(PointsServiceStub(channel), plan, delivery, events, tick, outcome)
         before = await sender.balances(members)
         for day, orders, ends in _days(frame):
-            await _move(clock, day)
+            await _move(clock, day, house["services"])
             await sender.send(day, orders)
             if not ends:
                 continue
@@ -174,10 +174,10 @@ def _month_ends(day: date) -> bool:
     return (day + timedelta(days=1)).day == 1
 
 
-async def _move(clock: TestClock, day: date) -> None:
+async def _move(clock: TestClock, day: date, services: Sequence[str]) -> None:
     """Sets the clock to the last second of a local day, unless it is later already."""
     to = max(deeds.evening(day), clock.now())
-    await asyncio.to_thread(clockwork.move, clock, to, SETTLE_TIMEOUT)
+    await asyncio.to_thread(clockwork.move, clock, to, SETTLE_TIMEOUT, services)
 
 
 async def _compare(

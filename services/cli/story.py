@@ -89,7 +89,7 @@ class Teller:
         return stub.HoldPoints(request, timeout=CALL_TIMEOUT).hold_id
 
     def _move(self, to: datetime) -> None:
-        clockwork.move(self._clock, to, SETTLE_TIMEOUT)
+        clockwork.move(self._clock, to, SETTLE_TIMEOUT, self._house.services)
 
     def _scene(self, stub: PointsServiceStub, what: str, expected: tuple[int, int]) -> None:
         balance = stub.GetBalance(pb.GetBalanceRequest(member_id=MEMBER), timeout=CALL_TIMEOUT)

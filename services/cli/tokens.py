@@ -14,6 +14,8 @@ import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt.algorithms import OKPAlgorithm
 
+from services.cli.house import SERVICES
+
 ALGORITHM = "EdDSA"
 PRIVATE, PUBLIC = "private.jwk.json", "jwks.json"
 
@@ -21,7 +23,7 @@ PRIVATE, PUBLIC = "private.jwk.json", "jwks.json"
 def token(
     *,
     subject: Annotated[str, typer.Option(help="Who calls; the operator on record.")] = "developer",
-    scope: Annotated[list[str] | None, typer.Option(help="May be repeated. [default: all of points]")] = None,
+    scope: Annotated[list[str] | None, typer.Option(help="May be repeated. [default: all]")] = None,
     member: Annotated[str | None, typer.Option(help="Makes a member token, for this member alone.")] = None,
     ttl: Annotated[int, typer.Option(min=1, help="Seconds that it is valid.")] = 3600,
     audience: Annotated[str | None, typer.Option(help="The `aud` that the service wants, if any.")] = None,
@@ -31,7 +33,7 @@ def token(
 ) -> None:
     """Print a token for development. Services check it with JWKS_FILE set to the folder's jwks.json."""
     key = _key(keys)
-    scopes = scope or ["points.read", "points.write", "points.admin"]
+    scopes = scope or [f"{service}.{right}" for service in SERVICES for right in ("read", "write", "admin")]
     claims = {
         "sub": subject,
         "exp": int(time.time()) + ttl,

@@ -27,6 +27,7 @@ from services.chassis.ids import number_of
 from services.chassis.outbox import Event
 from services.chassis.requests import payload_hash
 from services.chassis.telemetry import TRACEPARENT
+from services.chassis.timestamps import instant, timestamp
 from services.points import events, rules, service, store
 from services.points.batches import Batches
 from services.points.commands import (
@@ -43,7 +44,7 @@ from services.points.commands import (
 )
 from services.points.domain.ledger import NEVER, Account, HoldState, Member, Transaction, Unit
 from services.points.errors import HoldUnknown, MemberUnknown, ProgrammeUnknown, TransactionUnknown
-from services.points.rules import Programmes, Source, instant
+from services.points.rules import Programmes, Source
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -285,7 +286,7 @@ class PointsApi(PointsServiceServicer):
         chosen: store.Filter,
         make: Callable[[Row], Shown],
     ) -> tuple[list[Shown], str]:
-        question = _question(request)
+        question = pagination.question(request)
         before = pagination.read_token(question, request.page_token)
         size = pagination.page_size(request.page_size)
         async with self._database.read() as connection:
@@ -331,8 +332,8 @@ class PointsApi(PointsServiceServicer):
         programme = pb.Programme()
         programme.CopyFrom(put)
         programme.version = version
-        programme.effective_time.CopyFrom(events.timestamp(effective))
-        programme.create_time.CopyFrom(events.timestamp(now))
+        programme.effective_time.CopyFrom(timestamp(effective))
+        programme.create_time.CopyFrom(timestamp(now))
         return programme
 
     async def GetProgramme(self, request: pb.GetProgrammeRequest, context: Context) -> pb.Programme:
@@ -348,7 +349,7 @@ class PointsApi(PointsServiceServicer):
         self, request: pb.ListProgrammesRequest, context: Context
     ) -> pb.ListProgrammesResponse:
         """See the contract."""
-        question = _question(request)
+        question = pagination.question(request)
         before = pagination.read_token(question, request.page_token)
         size = pagination.page_size(request.page_size)
         async with self._database.read() as connection:
@@ -371,7 +372,7 @@ class PointsApi(PointsServiceServicer):
                     return pb.EraseMemberResponse.FromString(first)
                 notes, sources, announced = await service.erase(connection, scope, now)
                 answer = pb.EraseMemberResponse(
-                    erase_time=events.timestamp(now), notes=notes, sources=sources, events=announced
+                    erase_time=timestamp(now), notes=notes, sources=sources, events=announced
                 )
                 await store.REQUESTS.keep(
                     connection,
@@ -517,11 +518,11 @@ def _balance(member: Member) -> pb.Balance:
         tier=member.tier,
         version=member.version,
         expiring=[
-            pb.ExpiringPoints(amount=amount, expire_time=events.timestamp(end))
+            pb.ExpiringPoints(amount=amount, expire_time=timestamp(end))
             for end, amount in list(ends.items())[:EXPIRING_DATES]
         ],
         seq=member.seq,
-        tier_until_time=None if member.tier_until is None else events.timestamp(member.tier_until),
+        tier_until_time=None if member.tier_until is None else timestamp(member.tier_until),
     )
 
 
@@ -540,12 +541,3 @@ def _exported(row: Row) -> pb.ExportedTransaction:
     elif row["source"] is not None:
         exported.activity.ParseFromString(row["source"])
     return exported
-
-
-def _question(request: Message) -> bytes:
-    """What a page token belongs to: the request but for where it is in it."""
-    question = type(request)()
-    question.CopyFrom(request)
-    question.ClearField("page_token")
-    question.ClearField("page_size")
-    return question.SerializeToString(deterministic=True)

@@ -126,15 +126,28 @@ class TakeBack(Command):
     to_member_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """Points that come back for something, `for_id`, that events had them spent on.
+
+    It was earned on as these activities, whose reference is what the points were held for.
+    """
+
+    amount: int
+    for_id: str
+    activities: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learn(Command):
-    """Note what another service told of a member, and earn on it if it is something that happened.
+    """Note what another service told of a member, and do what follows: earn on it, give points back.
 
     `facts` go by what they are about; those that are older than what is known are left aside.
     """
 
     facts: Mapping[str, Fact]
     source: Source | None = None
+    returned: Returned | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

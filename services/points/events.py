@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 from loyalty.activities.v1.activities_pb2 import ActivityReported
 from loyalty.orders.v1.orders_pb2 import OrderPaid, OrderRefunded
 from loyalty.points.v1 import points_events_pb2 as epb
 from loyalty.points.v1 import points_service_pb2 as pb
 from loyalty.points.v1.points_events_pb2 import PointsPosted
 
-from services.chassis.clock import to_micros
 from services.chassis.outbox import Event, event
+from services.chassis.timestamps import timestamp
 from services.points.domain.ledger import (
     Account,
     Balances,
@@ -47,13 +45,6 @@ ACCOUNTS = {
 }
 HOLD_STATES = {state: pb.HoldState.Value(f"HOLD_STATE_{state}") for state in HoldState}
 TIER_REASONS = {reason: epb.TierChangeReason.Value(f"TIER_CHANGE_REASON_{reason}") for reason in TierReason}
-
-
-@lru_cache(1024)  # a batch has few instants, and each is in several messages
-def timestamp(at: datetime) -> Timestamp:
-    """An instant as a Timestamp, to be put into a message, never changed."""
-    seconds, micros = divmod(to_micros(at), 1_000_000)
-    return Timestamp(seconds=seconds, nanos=micros * 1000)
 
 
 def balance_after(balance: Balances) -> pb.BalanceAfter:

@@ -9,13 +9,12 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from loyalty.activities.v1.activities_pb2 import Activity
 from loyalty.orders.v1.orders_pb2 import Order
 from loyalty.orders.v1.orders_pb2 import Refund as RefundMessage
@@ -31,6 +30,7 @@ from services.chassis.expressions import (
     Selection,
     Vocabulary,
 )
+from services.chassis.timestamps import instant
 from services.points.domain.earning import Basis, Match, Rule, RuleBook, Scope, gains
 from services.points.domain.ledger import Clawback, Expiry, Gain, Terms, Unit
 from services.points.domain.refunds import Refund, Refunded
@@ -63,14 +63,6 @@ _CLAWBACKS = {
 _UNITS = {pb.UNIT_POINTS: Unit.POINTS, pb.UNIT_GROWTH: Unit.GROWTH}
 
 
-def instant(timestamp: Timestamp) -> datetime:
-    """A Timestamp in UTC, to the microsecond. Raises MalformedRequest for one that is none."""
-    try:
-        return timestamp.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError) as error:  # the contract's rules see only the seconds
-        raise MalformedRequest(violations=[Violation("", f"a timestamp is not valid: {error}")]) from None
-
-
 @dataclass(frozen=True, slots=True)
 class Source:
     """An order or an activity to earn on."""
@@ -83,6 +75,8 @@ class Source:
     currency_code: str | None
     basis: Basis
     message: Order | Activity
+    reference_id: str = ""
+    """What an activity came from, if anything."""
 
 
 def read_order(order: Order) -> Source:

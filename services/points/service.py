@@ -23,6 +23,7 @@ from services.points.commands import (
     Learn,
     Receive,
     RefundOrder,
+    Returned,
     Reverse,
     Send,
     TakeBack,
@@ -139,6 +140,9 @@ def _wanted(commands: Sequence[Command]) -> Wanted:
 def _want(wanted: Wanted, command: Command, member: str) -> None:
     """What one command needs besides its own request: a credit makes its member, a debit loads the lots."""
     match command:
+        case Learn(returned=Returned(activities=activities)):
+            wanted.activities.update((member, activity) for activity in activities)
+            wanted.captures.add(member)
         case Earn(source=source) | Learn(source=Source() as source):
             wanted.credits.add(member)
             kind = wanted.activities if source.scope is Scope.ACTIVITY else wanted.orders

@@ -24,6 +24,7 @@ from services.points.commands import (
     Receive,
     Redeem,
     RefundOrder,
+    Returned,
     Reverse,
     Send,
     TakeBack,
@@ -53,6 +54,7 @@ from services.points.errors import (
     NoProgramme,
     NotReversible,
     OrderUnknown,
+    ReversalExceedsTransaction,
     RewardTakenBack,
     TransactionUnknown,
     TransferLimit,
@@ -202,7 +204,9 @@ class Step:
             if gain.counts_against_day and gain.amount:
                 self.caps[gain.rule_id, day] = gain.amount
         if source.scope is Scope.ACTIVITY:
-            transaction = self._post(posting, source=source, activity_id=source.id)
+            transaction = self._post(
+                posting, source=source, activity_id=source.id, reference_id=source.reference_id
+            )
             self._seen.activities[member.member_id, source.id] = (transaction, source.body_hash)
             return transaction
         sold = Sold(source.body, member.tier, facts, dict(used), source.basis.total)
@@ -360,6 +364,45 @@ class Step:
             )
         return self._undo(past, command.amounts)
 
+    def _give_back(self, returned: Returned) -> Transaction:
+        """Gives points back to the lots that what is returned had spent; the answer is its first part.
+
+        What pays it is known by what was earned on it. It may have cost more: the worth of what it took the
+        place of, which had spent its points before. So what is missing comes of the captures before, or of
+        any other, newest first: all that comes back was spent by such.
+        """
+        left, parts = returned.amount, list[Transaction]()
+        for past in self._captures(returned):
+            amount = min(left, past.left(Unit.POINTS))
+            if not amount:
+                continue
+            # The first part has the command's own request_id, by which a repeat is known.
+            own = own_request_id(self._command.request_id, past.transaction.transaction_id) if parts else ""
+            amounts = {Unit.POINTS: amount}
+            parts.append(self._undo(past, amounts, request_id=own, reference_id=returned.for_id))
+            left -= amount
+        if left:
+            there = returned.amount - left
+            raise ReversalExceedsTransaction(unit=Unit.POINTS.value, left=there, requested=returned.amount)
+        return parts[0]
+
+    def _captures(self, returned: Returned) -> list[Past]:
+        """What events had spent: first for what is returned, then for all else, newest first each."""
+        member_id = self.member.member_id
+        earned = (self._seen.activities.get((member_id, activity)) for activity in returned.activities)
+        bought = {bonus.reference_id for bonus, _ in filter(None, earned)} - {""}
+        holds = {hold.hold_id for hold in self.member.holds if hold.reference_id in bought}
+        captures = [
+            past
+            for (whose, _), past in self._seen.pasts.items()
+            if whose == member_id and past.transaction.kind is TransactionKind.CAPTURE
+        ]
+        return sorted(
+            (past for past in captures if past.transaction.request_id.startswith("~")),
+            key=lambda past: (past.transaction.reference_id in holds, past.transaction.seq),
+            reverse=True,
+        )
+
     def _past(self, transaction_id: str, made_by: str = "") -> Past:
         key = (self.member.member_id, number_of(transaction_id) if transaction_id else 0)
         if made_by:
@@ -370,10 +413,10 @@ class Step:
             raise TransactionUnknown(transaction_id=transaction_id)
         return past
 
-    def _undo(self, past: Past, amounts: Mapping[Unit, int]) -> Transaction:
+    def _undo(self, past: Past, amounts: Mapping[Unit, int], **fields: Any) -> Transaction:
         posting = reversal.reverse(self.member, past, amounts, self._scene.terms, self._scene.at)
         posting.programme_version = self._scene.terms.version
-        return self._post(posting, undoes=past)
+        return self._post(posting, undoes=past, **fields)
 
     # --- between members ------------------------------------------------------------------------------
 
@@ -416,6 +459,8 @@ class Step:
         if newer:
             member.facts = remembered | newer
             self.told = True
+        if command.returned is not None:
+            return self._give_back(command.returned)
         source = command.source
         if source is None or self._scene.programme is None:
             return None
@@ -432,16 +477,18 @@ class Step:
         sold: Sold | None = None,
         note: str = "",
         undoes: Past | None = None,
+        request_id: str = "",
         **fields: Any,
     ) -> Transaction:
-        """Posts what the command itself does."""
+        """Posts what the command itself does; what it does besides has a request_id of its own."""
         command = self._command
-        draft = self._draft(command.request_id, command.payload_hash, command.actor, self._occur, **fields)
+        own = request_id or command.request_id
+        draft = self._draft(own, command.payload_hash, command.actor, self._occur, **fields)
         entry = Entry(draft, note=note, sold=sold)
         if source is not None:
             entry.source, entry.source_hash = source.body, source.body_hash
         self._complete(posting, entry, undoes)
-        self._seen.requests[command.member_id, command.request_id] = draft
+        self._seen.requests[command.member_id, own] = draft
         self._promote()
         return draft
 

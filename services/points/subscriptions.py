@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
-from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from loyalty.activities.v1.activities_pb2 import Activity, ActivityReported
 from loyalty.cards.v1 import cards_events_pb2 as cards
@@ -17,12 +15,12 @@ from loyalty.orders.v1.orders_pb2 import OrderPaid, OrderRefunded
 from loyalty.points.v1 import points_events_pb2 as points
 from loyalty.referral.v1 import referral_events_pb2 as referral
 
-from services.chassis import telemetry
+from services.chassis import subscriptions, telemetry
 from services.chassis.consumer import Delivery, Outcome
-from services.chassis.errors import Internal, MalformedRequest, ServiceError, Violation
 from services.chassis.ids import own_request_id
 from services.chassis.inbox import InboxKey
-from services.chassis.interceptors import validate
+from services.chassis.subscriptions import Readers, name_of
+from services.chassis.timestamps import instant
 from services.points import events
 from services.points.batches import Batches
 from services.points.commands import (
@@ -34,13 +32,12 @@ from services.points.commands import (
     PlaceHold,
     Receive,
     RefundOrder,
+    Returned,
     Reverse,
     TakeBack,
 )
 from services.points.domain.ledger import Fact, Unit
-from services.points.rules import Source, instant, read_activity, read_order, read_refund
-
-Parsed = TypeVar("Parsed", bound=Message)
+from services.points.rules import Source, read_activity, read_order, read_refund
 
 CONSUMER = "points"
 
@@ -53,21 +50,7 @@ class Subscriptions:
 
     async def handle(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
         """Applies each event once; answers None, or the error that says what to do with the message."""
-        return await asyncio.gather(*(self._apply(delivery) for delivery in deliveries))
-
-    async def _apply(self, delivery: Delivery) -> Outcome:
-        try:
-            with telemetry.span(delivery.subject, delivery.traceparent):
-                command = read(delivery)
-                if command is not None:
-                    await self._batches.posts.submit(command)
-        except ServiceError as error:
-            return error
-        except Exception as error:
-            defect = Internal()
-            defect.__cause__ = error
-            return defect
-        return None
+        return await subscriptions.apply(deliveries, read, self._batches.posts.submit)
 
 
 def read(delivery: Delivery) -> Command | None:
@@ -75,20 +58,7 @@ def read(delivery: Delivery) -> Command | None:
 
     Raises MalformedRequest, TotalMismatch.
     """
-    kind = _READERS.get(delivery.subject)
-    if kind is None:
-        raise MalformedRequest(violations=[Violation("subject", f"{delivery.subject} is not consumed here")])
-    message_type, reader = kind
-    return reader(delivery, _parse(message_type.FromString, delivery))
-
-
-def _parse(parse: Callable[[bytes], Parsed], delivery: Delivery) -> Parsed:
-    try:
-        message = parse(delivery.body)
-    except DecodeError:
-        raise MalformedRequest(violations=[Violation("", "the bytes are not a valid message")]) from None
-    validate(message)
-    return message
+    return subscriptions.read(delivery, _READERS)
 
 
 def _common(
@@ -168,7 +138,7 @@ def _card_order_settled(delivery: Delivery, settled: cards.CardOrderSettled) -> 
     capture = settled.outcome == cards.CARD_ORDER_OUTCOME_CAPTURE
     return CloseHold(
         **_common(delivery, settled.member_id, settled.card_order_id),
-        placed_by=own_request_id(_name(cards.CardOrdered), settled.card_order_id),
+        placed_by=own_request_id(name_of(cards.CardOrdered), settled.card_order_id),
         capture=0 if capture else None,
     )
 
@@ -183,21 +153,26 @@ def _card_activated(delivery: Delivery, activated: cards.CardActivated) -> Comma
     for replaced in activated.replaced_segment_ids:
         facts[_segment(replaced)] = _ended(occur, version)
     happened = {"plan_id": activated.plan_id, "renewal": str(activated.renewal).lower()}
-    return _learn(
-        delivery,
-        activated,
-        facts,
-        _happened("card_activated", activated.segment_id, activated.occur_time, happened),
-    )
+    source = _happened("card_activated", activated.segment_id, activated.occur_time, happened)
+    return _learn(delivery, activated, facts, replace(source, reference_id=activated.card_order_id))
 
 
-def _card_ended(delivery: Delivery, ended: cards.CardExpired | cards.CardRefunded) -> Command:
-    if isinstance(ended, cards.CardExpired):
-        end, segments = instant(ended.end_time), [ended.segment_id]
-    else:
-        end, segments = instant(ended.occur_time), [ended.segment_id, *ended.later_segment_ids]
-    version = (ended.epoch, ended.version)
-    return _learn(delivery, ended, {_segment(segment): _ended(end, version) for segment in segments})
+def _card_expired(delivery: Delivery, expired: cards.CardExpired) -> Command:
+    ended = _ended(instant(expired.end_time), (expired.epoch, expired.version))
+    return _learn(delivery, expired, {_segment(expired.segment_id): ended})
+
+
+def _card_refunded(delivery: Delivery, refunded: cards.CardRefunded) -> Command:
+    """The card is good for nothing more, and what it cost in points comes back, once for its periods."""
+    segments = (refunded.segment_id, *refunded.later_segment_ids)
+    ended = _ended(instant(refunded.occur_time), (refunded.epoch, refunded.version))
+    facts = {_segment(segment): ended for segment in segments}
+    amount = refunded.refund_points
+    if not amount:
+        return _learn(delivery, refunded, facts)
+    bonuses = tuple(_happening("card_activated", segment) for segment in segments)
+    common = _common(delivery, refunded.member_id, refunded.segment_id, str(amount).encode())
+    return Learn(**common, facts=facts, returned=Returned(amount, refunded.card_id, bonuses))
 
 
 def _card_frozen(delivery: Delivery, frozen: cards.CardFrozen) -> Command:
@@ -279,7 +254,7 @@ def _reward_granted(delivery: Delivery, granted: referral.RewardGranted) -> Comm
 def _reward_clawed_back(delivery: Delivery, clawed_back: referral.RewardClawedBack) -> Command | None:
     if not clawed_back.HasField("points"):
         return None
-    granted = own_request_id(_name(referral.RewardGranted), clawed_back.reward_id)
+    granted = own_request_id(name_of(referral.RewardGranted), clawed_back.reward_id)
     return Reverse(**_common(delivery, clawed_back.member_id, clawed_back.reward_id), made_by=granted)
 
 
@@ -299,22 +274,22 @@ def _ended(at: datetime, version: tuple[int, int]) -> Fact:
 
 
 def _happened(kind: str, business_id: str, occur: Timestamp, attributes: Mapping[str, str]) -> Source:
-    """What happened in another service, as an activity; `~` keeps its id apart from the brand's."""
-    return read_activity(
-        Activity(activity_id=f"~{kind}:{business_id}", kind=kind, attributes=attributes, occur_time=occur)
-    )
+    """What happened in another service, as an activity."""
+    name = _happening(kind, business_id)
+    return read_activity(Activity(activity_id=name, kind=kind, attributes=attributes, occur_time=occur))
+
+
+def _happening(kind: str, business_id: str) -> str:
+    """The id of such an activity; `~` keeps it apart from the brand's."""
+    return f"~{kind}:{business_id}"
 
 
 def _optional(message: Any, name: str) -> datetime | None:
     return instant(getattr(message, name)) if message.HasField(name) else None
 
 
-def _name(message: type[Message]) -> str:
-    return message.DESCRIPTOR.full_name
-
-
-_READERS: Mapping[str, tuple[type[Any], Callable[[Delivery, Any], Command | None]]] = {
-    _name(message): (message, reader)
+_READERS: Readers[Command] = {
+    name_of(message): (message, reader)
     for message, reader in (
         (OrderPaid, _order_paid),
         (OrderRefunded, _order_refunded),
@@ -324,9 +299,9 @@ _READERS: Mapping[str, tuple[type[Any], Callable[[Delivery, Any], Command | None
         (cards.CardOrdered, _card_ordered),
         (cards.CardOrderSettled, _card_order_settled),
         (cards.CardActivated, _card_activated),
-        (cards.CardExpired, _card_ended),
+        (cards.CardExpired, _card_expired),
         (cards.CardFrozen, _card_frozen),
-        (cards.CardRefunded, _card_ended),
+        (cards.CardRefunded, _card_refunded),
         (cards.CardResumed, _card_resumed),
         (groups.MemberJoined, _member_joined),
         (groups.MemberMoved, _member_moved),
@@ -337,13 +312,13 @@ _READERS: Mapping[str, tuple[type[Any], Callable[[Delivery, Any], Command | None
 }
 
 # Whose events are consumed: their stream, its subjects, and those that are read here.
-STREAMS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
-    stream: (subjects, [name for name in _READERS if any(name.startswith(s[:-1]) for s in subjects)])
-    for stream, subjects in {
+STREAMS = subscriptions.streams(
+    _READERS,
+    {
         events.BRAND_STREAM: events.BRAND_SUBJECTS,
         events.STREAM: events.SUBJECTS,
         "CARDS": ("loyalty.cards.v1.>",),
         "GROUPS": ("loyalty.groups.v1.>",),
         "REFERRAL": ("loyalty.referral.v1.>",),
-    }.items()
-}
+    },
+)

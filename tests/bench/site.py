@@ -113,7 +113,7 @@ class Site:
 def site(data: Path, scale: int) -> Iterator[Site]:
     """Everything but the service, which runs only while it is measured; pgbench's tables at `scale`."""
     with ExitStack() as stack:
-        house = stack.enter_context(running(data / "house", postgres_settings=SETTINGS))
+        house = stack.enter_context(running(data / "house", postgres_settings=SETTINGS, services=("points",)))
         apply_programme(house, yaml.safe_load(PROGRAMME.read_text(encoding="utf-8"))["points"])
         house.process("points").stop()
         echoes = {front: f"{HOST}:{free_port()}" for front in FRONTS}

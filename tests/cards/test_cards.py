@@ -95,6 +95,13 @@ def test_a_card_given_back_is_refunded_from_that_instant_on() -> None:
     assert card.live(now) == []
 
 
+def test_a_card_that_was_upgraded_and_given_back_at_one_instant_is_refunded() -> None:
+    upgraded = cards.upgrade(bought("a"), purchase("q", period=QUARTER), NOON, ZONE)
+    card = cards.end_live(upgraded, Ending.REFUNDED, NOON, ZONE)
+    assert [segment.ending for segment in card.segments] == [Ending.REPLACED, Ending.REFUNDED]
+    assert card.status(NOON, ZONE) is CardStatus.REFUNDED
+
+
 def test_what_is_bought_after_a_refund_starts_a_new_chain_at_once() -> None:
     now = NOON + 3 * DAY
     card = cards.end_live(bought("a", "b"), Ending.REFUNDED, now, ZONE)
@@ -137,6 +144,15 @@ def test_a_rest_ends_by_itself_at_the_instant_without_any_sweep() -> None:
     end = at_shanghai(2, 28) + 5 * DAY
     assert card.status(end - TICK, ZONE) is CardStatus.ACTIVE
     assert card.status(end, ZONE) is CardStatus.EXPIRED
+
+
+def test_before_its_rest_began_a_card_runs_as_it_did() -> None:
+    card = bought("a", "b")
+    frozen = cards.freeze(card, POLICY, 10, NOON + 5 * DAY, ZONE)
+    before = NOON + 5 * DAY - TICK
+    assert frozen.status(before, ZONE) is CardStatus.ACTIVE
+    assert [s.end for s in frozen.as_of(before, ZONE).segments] == [s.end for s in card.segments]
+    assert frozen.status(NOON + 5 * DAY, ZONE) is CardStatus.FROZEN
 
 
 def test_a_card_that_rests_over_its_end_has_not_expired() -> None:

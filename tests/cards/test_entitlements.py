@@ -104,7 +104,7 @@ def test_an_entitlement_becomes_an_offer_for_an_order() -> None:
         max_per_order=2,
         parts=(BundlePart("burger", 1), BundlePart("drink", 2)),
     )
-    bundle = Entitlement("c", "s", menu, "2027-W08", 2, 3, None, END).offer(
+    bundle = Entitlement("c", "s", ("p", 1), menu, "2027-W08", 2, 3, None, END).offer(
         frozenset(), [frozenset("a"), frozenset("b")]
     )
     assert [(part.quantity, *part.lines) for part in bundle.parts] == [(1, "a"), (2, "b")]

@@ -62,6 +62,12 @@ USUAL = Circumstances()
         (replace(PENDING, status=OrderStatus.EXPIRED), RIGHT, USUAL, None),  # swept, and paid in time
         (PENDING, RIGHT, Circumstances(slot_left=False), RefundReason.SOLD_OUT),
         (PENDING, RIGHT, Circumstances(chargeable=False), RefundReason.NO_NOTICE),
+        (
+            PENDING,
+            replace(RIGHT, paid=DEADLINE),
+            Circumstances(chargeable=False),
+            RefundReason.ORDER_EXPIRED,
+        ),
     ],
 )
 def test_a_payment_is_applied_or_due_to_be_paid_back(

@@ -42,14 +42,17 @@ class Chaos:
         self.recoveries: dict[str, list[float]] = defaultdict(list)
         self.skipped = {} if site.small_disk else {"disk full": "it takes root, and the right to mount"}
 
-    async def run(self, minutes: float) -> float:
-        """Strikes until the time is up, verifies everything; returns the seconds that the load took."""
+    async def run(self, minutes: float, times: int) -> float:
+        """Strikes until the time is up and each fault has struck so often, then verifies everything.
+
+        Returns the seconds that the load took.
+        """
         over, started = asyncio.Event(), time.monotonic()
         async with asyncio.TaskGroup() as group:
             group.create_task(self.follower.follow())
             load = group.create_task(self.load.run(over))
             try:
-                await self._strike_until(started + 60 * minutes)
+                await self._strike_until(started + 60 * minutes, times)
                 seconds = time.monotonic() - started
                 over.set()
                 await load
@@ -60,15 +63,20 @@ class Chaos:
         assert not unreconciled, unreconciled
         return seconds
 
-    async def _strike_until(self, deadline: float) -> None:
+    async def _strike_until(self, deadline: float, times: int) -> None:
         """All faults in another order each time; every other time the service runs twice."""
         site = self.site
-        while time.monotonic() < deadline:
+        faults = [fault for fault in self.faults if fault.name not in self.skipped]
+
+        def wanted(fault: Fault) -> bool:
+            return time.monotonic() < deadline or len(self.recoveries[fault.name]) < times
+
+        while any(map(wanted, faults)):
             await asyncio.sleep(CALM)
             if site.round % 2:
                 await site.start_replica()
-            for fault in site.random.sample(self.faults, len(self.faults)):
-                if time.monotonic() < deadline and fault.name not in self.skipped:
+            for fault in site.random.sample(faults, len(faults)):
+                if wanted(fault):
                     await self._strike(fault)
             if site.replica:
                 await site.stop_replica()
@@ -100,6 +108,7 @@ def main() -> None:
     """Prints what was done and what came of it, or how to run the failing seed again."""
     parser = argparse.ArgumentParser(prog="make chaos")
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--times", type=int, default=0, help="goes on until each fault has struck so often")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
     parser.add_argument("--front", choices=["grpcio", "native"], default="grpcio")
     parser.add_argument("--only", default="", help="faults whose names have this in them")
@@ -108,8 +117,8 @@ def main() -> None:
     try:
         chaos, seconds = _run(arguments)
     except BaseException:
-        again = f"MINUTES={arguments.minutes:g} SEED={arguments.seed} FRONT={arguments.front}"
-        console.print(f"again: make chaos {again}")
+        how = f"MINUTES={arguments.minutes:g} TIMES={arguments.times}"
+        console.print(f"again: make chaos {how} SEED={arguments.seed} FRONT={arguments.front}")
         raise
     console.print(
         report.figures(
@@ -131,6 +140,7 @@ def _run(arguments: argparse.Namespace) -> tuple[Chaos, float]:
             folder / "house",
             front=arguments.front,
             postgres_settings={"deadlock_timeout": storage.DEADLOCK_TIMEOUT},
+            services=("points",),
         )
         stack.callback(house.close)
         house.start(NOON)
@@ -142,7 +152,7 @@ def _run(arguments: argparse.Namespace) -> tuple[Chaos, float]:
         house.wait_ready("points")
         site = Site(house, network, random.Random(arguments.seed), small_disk=disk)
         chaos = Chaos(site, arguments.only)
-        seconds = asyncio.run(chaos.run(arguments.minutes))
+        seconds = asyncio.run(chaos.run(arguments.minutes, arguments.times))
         found = defects(house)
         assert not found, found[:5]  # a fault of what we stand on is no defect of ours
         return chaos, seconds

@@ -32,7 +32,7 @@ def between(house: House) -> Iterator[Proxies]:
     with Proxies(dict(zip(PATHS, targets, strict=True))) as proxies:
         database = urlsplit(house.database_url("points"))
         credentials, ports = database.netloc.rpartition("@")[0], proxies.ports
-        house.settings |= {
+        house.settings["points"] |= {
             "database_url": database._replace(netloc=f"{credentials}@{HOST}:{ports['postgres']}").geturl(),
             "nats_url": f"nats://{HOST}:{ports['nats']}",
         }

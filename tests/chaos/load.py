@@ -15,8 +15,8 @@ from google.protobuf.message import Message
 
 from tests.chaos.journal import Batches, Client, Journal, Outcome
 from tests.chaos.site import Site
+from tests.contract import breaks_the_contract, mutations
 from tests.points.requests import GOOD
-from tests.points.test_bad_input import breaks_the_contract, mutations
 from tests.support import Points
 
 SLICE = 20.0  # seconds that members live

@@ -64,7 +64,9 @@ def front(request: pytest.FixtureRequest) -> str:
 def house(data: Path, front: str) -> Iterator[House]:
     """A house that the tests of this module may kill."""
     settings = {"deadlock_timeout": DEADLOCK_TIMEOUT}
-    with running(data / front, test_clock=NOON, front=front, postgres_settings=settings) as house:
+    with running(
+        data / front, test_clock=NOON, front=front, postgres_settings=settings, services=("points",)
+    ) as house:
         apply_programme(house, PROGRAMME | {"transfers_per_day": 10**12})
         yield house
         assert not defects(house), "a fault of what we stand on is no defect of ours"
@@ -75,7 +77,7 @@ def network(house: House) -> Iterator[Proxies]:
     """The networks of the house, which tests may spoil, from the next start of the service on."""
     with between(house) as proxies:
         yield proxies
-        house.settings.clear()
+        house.settings["points"].clear()
 
 
 @pytest_asyncio.fixture(autouse=True)
@@ -507,7 +509,7 @@ async def test_a_connection_whose_other_end_vanished_is_given_up(
 
 
 def test_a_full_disk_refuses_what_needs_room_and_loses_nothing(data: Path) -> None:
-    with running(data / "small", test_clock=NOON) as house:
+    with running(data / "small", test_clock=NOON, services=("points",)) as house:
         apply_programme(house)
         house.process("points").stop()
         with small_disk(house, data / "disk") as disk, between(house) as network:

@@ -86,3 +86,51 @@ def test_facts_serve_any_number_of_conditions() -> None:
     facts = ORDERS.facts({"order": Order(city="杭州"), "now": SUMMER})
     conditions = [ORDERS.compile(f"order.city == '{city}'") for city in ("杭州", "上海", "杭州")]
     assert [condition.holds(facts) for condition in conditions] == [True, False, True]
+
+
+def of_lines(*texts: str) -> list[frozenset[int] | str]:
+    """The lines of three that each condition selects, or why it has no value."""
+    order = Order(city="杭州")
+    for quantity in (2, 0, 1):
+        order.lines.add(quantity=quantity)
+    found = ORDERS.compile_all(texts, "line", "order.lines").matching(ORDERS.facts({"order": order}))
+    return [str(one) if isinstance(one, EvaluationFailed) else one for one in found]
+
+
+def test_conditions_over_a_list_are_evaluated_together() -> None:
+    commented = "line.quantity == 1 // a comment hides nothing that follows"
+    found = of_lines("line.quantity > 0", commented, "order.city == '杭州'", "false")
+    assert [sorted(lines) for lines in found] == [[0, 2], [2], [0, 1, 2], []]
+    assert of_lines() == []
+
+
+def test_of_conditions_over_a_list_one_that_fails_leaves_the_others_alone() -> None:
+    found = of_lines("line.quantity > 0", "2 / line.quantity > 1", "order.lines[3].sku == ''")
+    assert found == [frozenset({0, 2}), "INVALID_ARGUMENT: divide by zero", "UNKNOWN: Index error"]
+
+
+def nested(depth: int) -> str:
+    return "!(" * depth + "line.quantity == 1" + ")" * depth
+
+
+@pytest.mark.parametrize(
+    "texts", [[nested(31)], [" || ".join(["line.sku == 'x'"] * 100)] * 60], ids=["too deep", "too long"]
+)
+def test_what_cannot_be_evaluated_over_a_list_is_refused(texts: list[str]) -> None:
+    with pytest.raises(ExpressionInvalid):
+        ORDERS.compile_all(texts, "line", "order.lines")
+
+
+def test_a_condition_is_refused_that_is_nested_too_deeply_to_be_evaluated_over_a_list() -> None:
+    lines = Vocabulary({"order": "loyalty.orders.v1.Order", "line": "loyalty.orders.v1.OrderLine"})
+    deepest = next(depth for depth in range(31, 0, -1) if compiles(lines, nested(depth)))
+    with pytest.raises(ExpressionInvalid):
+        ORDERS.compile_each(nested(deepest), "line", "order.lines")
+
+
+def compiles(vocabulary: Vocabulary, text: str) -> bool:
+    try:
+        vocabulary.compile(text)
+    except ExpressionInvalid:
+        return False
+    return True

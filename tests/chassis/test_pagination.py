@@ -9,16 +9,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.chassis import pagination
-from services.chassis.pagination import PageTokenInvalid, make_token, read_token
+from services.chassis.pagination import PageTokenInvalid, make_token, read_name, read_token
 
 patiently = settings(deadline=None)
 numbers = st.integers(0, 2**63 - 1)
+names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 
 
 @patiently
 @given(st.binary(), numbers)
 def test_a_token_names_the_last_row_of_its_question(question: bytes, last: int) -> None:
     assert read_token(question, make_token(question, last)) == last
+
+
+@patiently
+@given(st.binary(), names)
+def test_rows_may_go_by_names(question: bytes, last: str) -> None:
+    token = make_token(question, last)
+    assert read_name(question, token) == last
+    if not last.isdecimal():
+        with pytest.raises(PageTokenInvalid):
+            read_token(question, token)
 
 
 @patiently
@@ -41,13 +52,15 @@ def test_what_was_not_made_here_is_refused(token: str) -> None:
 )
 def test_a_token_that_was_changed_is_refused(change: object) -> None:
     assert callable(change)
-    with pytest.raises(PageTokenInvalid):
-        read_token(b"question", change(make_token(b"question", 7)))
+    for last, read in ((7, read_token), ("king", read_name), ("kings", read_name), ("a king", read_name)):
+        with pytest.raises(PageTokenInvalid):
+            read(b"question", change(make_token(b"question", last)))
 
 
-def test_a_row_before_the_first_is_refused() -> None:
+@pytest.mark.parametrize("last", [-1, 2**63, "", "\0", "１", " 1", "+1", "1_0"])
+def test_what_is_no_row_is_refused(last: int | str) -> None:
     with pytest.raises(PageTokenInvalid):
-        read_token(b"question", make_token(b"question", -1))
+        read_token(b"question", make_token(b"question", last))
 
 
 def test_no_token_asks_for_the_first_page() -> None:

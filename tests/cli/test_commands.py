@@ -31,6 +31,7 @@ from loyalty.points.v1.points_service_pb2_grpc import PointsServiceStub
 
 from services.chassis.auth import Authenticator, TokenInvalid
 from services.cli.events import read
+from services.cli.house import SERVICES
 from services.cli.place import Failure
 from tests.support import PROGRAMME, TIMEOUT, fresh, order
 
@@ -38,7 +39,7 @@ START = "2026-06-15T12:00:00+08:00"
 DEADLINE = 60.0  # seconds; generous, for slow machines
 COMMAND = [sys.executable, "-m", "services.cli"]
 ADDRESSES = ("grpc", "health", "metrics")
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("LOYALTY_", "POINTS_"))}
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("LOYALTY_", "POINTS_", "CARDS_"))}
 
 
 def run(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -127,9 +128,10 @@ class Ours:
         finally:
             await client.close()
 
-    def dead_letter(self, event_id: str) -> list[dict[str, Any]]:
+    def dead_letter(self, event_id: str, service: str = "points") -> list[dict[str, Any]]:
         """The event's dead letters, replayed or not."""
-        lines = self.loyalty("events", "dead", "list", "--all", "--json").splitlines()
+        said = self.loyalty("events", "dead", "list", "--all", "--json", "--service", service)
+        lines = said.splitlines()
         return [letter for letter in map(json.loads, lines) if letter["event_id"] == event_id]
 
 
@@ -161,7 +163,8 @@ def ours(data: Path) -> Iterator[Ours]:
 
 
 def addresses(where: dict[str, Any]) -> list[str]:
-    return [where["nats"], where["postgres"], *(where["points"][name] for name in ADDRESSES)]
+    served = [where[service][name] for service in where["services"] for name in ADDRESSES]
+    return [where["nats"], where["postgres"], *served]
 
 
 def programme_file(folder: Path, rule: str, **changes: Any) -> Path:
@@ -174,6 +177,7 @@ def programme_file(folder: Path, rule: str, **changes: Any) -> Path:
 
 
 def test_up_says_where_everything_is(ours: Ours) -> None:
+    assert ours.where["services"] == list(SERVICES)
     assert all(map(listens, addresses(ours.where)))
     assert run("clock", "show", env={"LOYALTY_HOUSE": str(ours.folder)}).returncode == 0
 
@@ -229,6 +233,69 @@ def test_a_broken_programme_is_refused_with_its_line(
     assert ours.call("GetProgramme", pb.GetProgrammeRequest()) == before
 
 
+def products_file(folder: Path, *codes: str, **changes: Any) -> Path:
+    """A file of products with one benefit each; the last of them is changed."""
+    products = [
+        {
+            "code": code,
+            "family": code,
+            "names": {"en": f"The {code}", "zh-CN": "卡"},
+            "price_minor": 990,
+            "currency_code": "CNY",
+            "period": "P1M",
+            "benefits": [{"benefit_code": "cup", "kind": "BENEFIT_KIND_FIXED_PRICE", "value": 800}],
+        }
+        for code in codes
+    ]
+    products[-1] |= changes
+    file = folder / f"{codes[0]}.yaml"
+    file.write_text(yaml.safe_dump({"cards": {"products": products}}, sort_keys=False))
+    return file
+
+
+def test_only_a_product_that_changed_is_put_again(ours: Ours, tmp_path: Path) -> None:
+    one, other = fresh("one"), fresh("other")
+    first = json.loads(ours.loyalty("apply", "-f", products_file(tmp_path, one, other), "--json"))
+    assert {name: (put["changed"], put["version"]) for name, put in first.items()} == {
+        f"cards/{one}": (True, 1),
+        f"cards/{other}": (True, 1),
+    }
+    dearer = products_file(tmp_path, one, other, price_minor=1090)
+    said = ours.loyalty("apply", "-f", dearer, "--dry-run")
+    assert f"cards/{other}: valid, would become version 2\n" in said
+    assert "-price_minor: 990\n+price_minor: 1090\n" in said
+    again = ours.loyalty("apply", "-f", dearer)
+    assert f"cards/{one}: unchanged, version 1 says the same\n" in again
+    assert f"cards/{other}: version 2 is put\n" in again
+
+
+def test_where_one_part_is_faulty_none_is_put(ours: Ours, tmp_path: Path) -> None:
+    one, other, rule = fresh("one"), fresh("other"), fresh("rule")
+    cup = {"benefit_code": "cup", "kind": "BENEFIT_KIND_FIXED_PRICE", "scope": "line.nothing == 1"}
+    file = products_file(tmp_path, one, other, period="P999W", benefits=[cup])
+    points = programme_file(tmp_path, rule).read_text()
+    file.write_text(points + file.read_text())
+    lines = file.read_text().splitlines()
+    scope = 1 + next(number for number, text in enumerate(lines) if "line.nothing" in text)
+    said = ours.fails("apply", "-f", file)
+    assert f"{file}:{scope}: products[1].benefits[0].scope: " in said
+    assert "undefined field 'nothing'" in said
+    assert "products[1].period: " in said
+    sound = products_file(tmp_path, one, other)
+    sound.write_text(points + sound.read_text())
+    assert all(put["changed"] for put in json.loads(ours.loyalty("apply", "-f", sound, "--json")).values())
+
+
+def test_the_catalogue_that_is_delivered_is_put_once(ours: Ours, tmp_path: Path) -> None:
+    delivered = Path(__file__).parents[2] / "deploy/programmes/burger-king.yaml"
+    _, cards, products = delivered.read_text(encoding="utf-8").partition("\ncards:")
+    catalogue = tmp_path / "catalogue.yaml"
+    catalogue.write_text(cards + products, encoding="utf-8")  # the programme of points stays as it is
+    assert "cards/king-month: version 1 is put\n" in ours.loyalty("apply", "-f", catalogue)
+    again = json.loads(ours.loyalty("apply", "-f", catalogue, "--json"))
+    assert not any(put["changed"] for put in again.values())
+
+
 def test_the_faults_of_a_file_can_be_read_by_machines(ours: Ours, tmp_path: Path) -> None:
     file = tmp_path / "typo.yaml"
     file.write_text("# one key per service\npiontS: {}\n")
@@ -268,7 +335,9 @@ def test_a_token_is_what_services_believe(tmp_path: Path) -> None:
     authenticator = Authenticator(keys / "jwks.json", None)
     caller = authenticator.caller(f"Bearer {made.stdout.strip()}")
     assert (caller.subject, caller.scopes, caller.member_id) == ("anna", frozenset({"points.read"}), "m-1")
-    assert authenticator.caller(f"Bearer {again.stdout.strip()}").has("points.admin")
+    caller = authenticator.caller(f"Bearer {again.stdout.strip()}")
+    assert caller.has("points.admin")
+    assert caller.has("cards.write")
     stranger = run("token", "--keys", tmp_path / "others")
     with pytest.raises(TokenInvalid):
         authenticator.caller(f"Bearer {stranger.stdout.strip()}")
@@ -332,6 +401,18 @@ def _waits_again(ours: Ours, before: dict[str, Any]) -> bool:
     return now["replay_time"] is None and now["create_time"] > before["create_time"]
 
 
+async def test_dead_letters_are_listed_and_replayed_by_service(ours: Ours) -> None:
+    event_id = fresh("garbage")
+    await ours.publish("loyalty.orders.v1.OrderRefunded", b"\xff\xff", {"Nats-Msg-Id": event_id})
+    for service in SERVICES:
+        eventually(lambda: len(ours.dead_letter(event_id, service)) == 1)  # noqa: B023 - at once
+    [letter] = ours.dead_letter(event_id, "cards")
+    assert (letter["reason"], letter["replay_time"]) == ("MALFORMED_REQUEST", None)
+    said = ours.loyalty("events", "dead", "replay", letter["dead_letter_id"], "--service", "cards")
+    assert said == "1 replayed\n"
+    assert "no dead letter" in ours.fails("events", "dead", "replay", letter["dead_letter_id"])  # of points
+
+
 async def test_a_replayed_event_has_its_effect_once(ours: Ours) -> None:
     # Refused while it lies ahead of the clock; with a header that is no business of the replay.
     member, event_id = fresh("member"), fresh("late")
@@ -371,12 +452,16 @@ async def test_a_lost_stream_is_rebuilt_with_each_event_once(ours: Ours) -> None
     assert set(Counter(after).values()) == {1}
 
 
-def test_the_books_of_the_house_close(ours: Ours) -> None:
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_books_of_the_house_close(ours: Ours, service: str) -> None:
     ours.earn(5)
-    found = json.loads(ours.loyalty("audit", "--stream", "--json"))
+    found = json.loads(ours.loyalty("audit", service, "--stream", "--json"))
     assert found["clean"], found
     assert all(check["offending"] == [] for check in found["checks"])
-    assert "offending" in ours.loyalty("audit", "points")
+    assert "offending" in ours.loyalty("audit", service)
+
+
+def test_only_services_have_books(ours: Ours) -> None:
     assert ours.attempt("audit", "nobody").returncode == 2
 
 
@@ -390,7 +475,7 @@ def test_a_refused_call_is_told_in_one_line_with_its_reason(ours: Ours, tmp_path
 @pytest.mark.parametrize(
     "command",
     [
-        *(["audit"], ["clock", "show"], ["events", "tail"], ["events", "rebuild"]),
+        *(["audit"], ["audit", "cards"], ["clock", "show"], ["events", "tail"], ["events", "rebuild"]),
         *(["events", "dead", "list"], ["export", "balances", "--out", "never.csv"]),
     ],
     ids="-".join,

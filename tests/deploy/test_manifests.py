@@ -14,7 +14,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,10 +29,14 @@ import pytest
 import yaml
 from google.protobuf.json_format import ParseDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from loyalty.cards.v1 import cards_service_pb2 as cards_pb
+from loyalty.cards.v1.cards_service_pb2_grpc import CardsServiceStub
 from loyalty.points.v1 import points_service_pb2 as pb
 from loyalty.points.v1.points_service_pb2_grpc import PointsServiceStub
 
+from services.cards.settings import CardsSettings
 from services.chassis.database import ACQUIRE_TIMEOUT
+from services.chassis.settings import ServiceSettings
 from services.cli.servers import HOST, Guarded, Postgres, free_port
 from services.points.settings import PointsSettings
 from tests.support import PROGRAMME, TIMEOUT, fresh, refused
@@ -46,7 +50,7 @@ KUBERNETES = "1.37"
 OURS = "loyalty"  # the image
 RENDERED = ("base", "overlays/dev")
 POD_OWNERS = ("Deployment", "StatefulSet", "Job")
-PREFIX = "POINTS_"
+SETTINGS: dict[str, type[ServiceSettings]] = {"points": PointsSettings, "cards": CardsSettings}
 START_TIMEOUT = 60.0  # seconds
 POLL = 0.05  # seconds between looks
 
@@ -61,6 +65,12 @@ def documents(request: pytest.FixtureRequest) -> list[Document]:
 def dev() -> list[Document]:
     """The overlay that is whole by itself."""
     return render("overlays/dev")
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def service(request: pytest.FixtureRequest) -> str:
+    """Each service in turn."""
+    return str(request.param)
 
 
 def render(folder: str) -> list[Document]:
@@ -80,7 +90,7 @@ def of_kind(documents: list[Document], *kinds: str) -> list[Document]:
     return [document for document in documents if document["kind"] in kinds]
 
 
-def one(documents: list[Document], kind: str, name: str = "points") -> Document:
+def one(documents: list[Document], kind: str, name: str) -> Document:
     """The document of that name, whatever hash kustomize put behind it."""
     pattern = re.compile(rf"{name}(-[a-z0-9]{{10}})?")
     [found] = [d for d in of_kind(documents, kind) if pattern.fullmatch(d["metadata"]["name"])]
@@ -100,10 +110,30 @@ def tag_of(container: Document) -> list[str]:
     return str(container["image"]).rsplit(":", 1)
 
 
-def server(documents: list[Document]) -> Document:
-    """The pod of the service."""
-    pod: Document = one(documents, "Deployment")["spec"]["template"]
+def server(documents: list[Document], service: str) -> Document:
+    """The pod of a service."""
+    pod: Document = one(documents, "Deployment", service)["spec"]["template"]
     return pod
+
+
+def serving_container(documents: list[Document], service: str) -> Document:
+    """What serves in it."""
+    [container] = server(documents, service)["spec"]["containers"]
+    found: Document = container
+    return found
+
+
+def migration(documents: list[Document], service: str, tag: str) -> Document:
+    """What migrates a service's schema."""
+    job = one(documents, "Job", f"{service}-migrate-{tag}")
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    found: Document = container
+    return found
+
+
+def service_of(container: Document) -> str:
+    """Whose a container of ours is, by its command."""
+    return str(container["command"][2]).removeprefix("services.")
 
 
 def decoded(secret: Document) -> dict[str, str]:
@@ -123,14 +153,15 @@ def environment(documents: list[Document], container: Document) -> dict[str, str
     return found | {variable["name"]: variable["value"] for variable in container.get("env", ())}
 
 
-def settings_of(variables: dict[str, str]) -> PointsSettings:
-    """The settings that these variables make. Every one must be a setting, or it would be ignored."""
-    fields = {f"{PREFIX}{name}".upper() for name in PointsSettings.model_fields}
+def settings_of(documents: list[Document], container: Document) -> ServiceSettings:
+    """The settings that its variables make. Every one must be a setting, or it would be ignored."""
+    service, variables = service_of(container), environment(documents, container)
+    fields = {f"{service}_{name}".upper() for name in SETTINGS[service].model_fields}
     assert set(variables) <= fields
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        return PointsSettings()
+        return SETTINGS[service]()
 
 
 def selects(selector: dict[str, str], pod: Document) -> bool:
@@ -151,7 +182,7 @@ def test_every_document_is_valid_kubernetes(documents: list[Document]) -> None:
 
 
 def test_a_misspelt_field_would_be_noticed(documents: list[Document]) -> None:
-    deployment = json.loads(json.dumps(one(documents, "Deployment")))
+    deployment = json.loads(json.dumps(one(documents, "Deployment", "points")))
     deployment["spec"]["template"]["spec"]["terminationGracePeriod"] = 45
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(deployment, KUBERNETES, strict=True)
@@ -220,33 +251,38 @@ def test_selectors_match_the_labels_of_their_pods(documents: list[Document]) -> 
         for port in service["spec"]["ports"]:
             assert ports[port["name"]] == port["port"]  # headless: nothing translates
             assert port.get("targetPort", port["name"]) in (port["name"], port["port"])
-    for spread in server(documents)["spec"]["topologySpreadConstraints"]:
-        assert selects(spread["labelSelector"]["matchLabels"], server(documents))
+    for pod in (server(documents, service) for service in SETTINGS):
+        for spread in pod["spec"]["topologySpreadConstraints"]:
+            assert selects(spread["labelSelector"]["matchLabels"], pod)
 
 
-def test_the_disruption_budget_is_about_the_servers_and_blocks_no_drain(documents: list[Document]) -> None:
-    budget = one(documents, "PodDisruptionBudget")["spec"]
+def test_the_disruption_budget_is_about_the_servers_and_blocks_no_drain(
+    documents: list[Document], service: str
+) -> None:
+    budget = one(documents, "PodDisruptionBudget", service)["spec"]
     assert [pod for pod in pods(documents) if selects(budget["selector"]["matchLabels"], pod)] == [
-        server(documents)
+        server(documents, service)
     ]
     assert budget["maxUnavailable"] == 1
 
 
-def test_a_rollout_takes_nothing_away_before_its_replacement_is_ready(documents: list[Document]) -> None:
-    assert one(documents, "Deployment")["spec"]["strategy"] == {
+def test_a_rollout_takes_nothing_away_before_its_replacement_is_ready(
+    documents: list[Document], service: str
+) -> None:
+    assert one(documents, "Deployment", service)["spec"]["strategy"] == {
         "type": "RollingUpdate",
         "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
     }
 
 
-def test_the_base_has_two_replicas_and_the_try_out_has_one(dev: list[Document]) -> None:
-    assert one(render("base"), "Deployment")["spec"]["replicas"] == 2
-    assert one(dev, "Deployment")["spec"]["replicas"] == 1
+def test_the_base_has_two_replicas_and_the_try_out_has_one(dev: list[Document], service: str) -> None:
+    assert one(render("base"), "Deployment", service)["spec"]["replicas"] == 2
+    assert one(dev, "Deployment", service)["spec"]["replicas"] == 1
 
 
-def test_the_ports_are_those_of_the_settings(documents: list[Document]) -> None:
-    [container] = server(documents)["spec"]["containers"]
-    settings = settings_of(environment(documents, container))
+def test_the_ports_are_those_of_the_settings(documents: list[Document], service: str) -> None:
+    container = serving_container(documents, service)
+    settings = settings_of(documents, container)
     assert {port["name"]: port["containerPort"] for port in container["ports"]} == {
         "grpc": port_of(settings.grpc_address),
         "health": port_of(settings.health_address),
@@ -254,38 +290,39 @@ def test_the_ports_are_those_of_the_settings(documents: list[Document]) -> None:
     }
 
 
-def test_the_kubelet_asks_the_health_port_for_live_and_ready(documents: list[Document]) -> None:
-    [container] = server(documents)["spec"]["containers"]
-    health = port_of(settings_of(environment(documents, container)).health_address)
+def test_the_kubelet_asks_the_health_port_for_live_and_ready(documents: list[Document], service: str) -> None:
+    container = serving_container(documents, service)
+    health = port_of(settings_of(documents, container).health_address)
     assert container["startupProbe"]["grpc"] == {"port": health, "service": "live"}
     assert container["livenessProbe"]["grpc"] == {"port": health, "service": "live"}
     assert container["readinessProbe"]["grpc"] == {"port": health, "service": "ready"}
 
 
 def test_a_stopping_pod_has_time_for_its_pause_its_calls_and_its_connections(
-    documents: list[Document],
+    documents: list[Document], service: str
 ) -> None:
-    spec = server(documents)["spec"]
+    spec = server(documents, service)["spec"]
     [container] = spec["containers"]
     pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    stop_grace = settings_of(environment(documents, container)).stop_grace
+    stop_grace = settings_of(documents, container).stop_grace
     assert spec["terminationGracePeriodSeconds"] > pause + stop_grace + ACQUIRE_TIMEOUT
 
 
 def test_the_commands_are_modules_of_ours(documents: list[Document]) -> None:
-    verbs = set()
+    commands = set()
     for container in containers(documents, OURS):
         python, flag, module, verb = container["command"]
         assert (python, flag) == ("python", "-m")
         assert importlib.util.find_spec(f"{module}.__main__")
-        verbs.add(verb)
-    assert verbs == {"serve", "migrate"}
+        commands.add((module, verb))
+    assert commands == {(f"services.{name}", verb) for name in SETTINGS for verb in ("serve", "migrate")}
 
 
-def test_callers_need_a_token_of_a_key_that_is_mounted(documents: list[Document]) -> None:
-    [container] = server(documents)["spec"]["containers"]
-    settings = settings_of(environment(documents, container))
+def test_callers_need_a_token_of_a_key_that_is_mounted(documents: list[Document], service: str) -> None:
+    container = serving_container(documents, service)
+    settings = settings_of(documents, container)
     assert settings.jwks_file
+    assert settings.token_audience == service
     assert not settings.open_on_loopback
     [mount] = [mount for mount in container["volumeMounts"] if mount["name"] == "jwks"]
     assert str(settings.jwks_file.parent) == mount["mountPath"]
@@ -294,52 +331,50 @@ def test_callers_need_a_token_of_a_key_that_is_mounted(documents: list[Document]
 
 def test_nothing_for_tests_reaches_a_cluster(documents: list[Document]) -> None:
     for container in containers(documents, OURS):
-        settings = settings_of(environment(documents, container))
+        settings = settings_of(documents, container)
         assert (settings.test_clock, settings.failpoint) == (None, None)
 
 
-def test_only_the_migration_knows_the_owner_of_the_tables(dev: list[Document]) -> None:
-    [serve] = server(dev)["spec"]["containers"]
-    [migrate] = one(dev, "Job", "points-migrate-dev")["spec"]["template"]["spec"]["containers"]
-    served, migrated = (settings_of(environment(dev, container)) for container in (serve, migrate))
+def test_only_the_migration_knows_the_owner_of_the_tables(dev: list[Document], service: str) -> None:
+    served = settings_of(dev, serving_container(dev, service))
+    migrated = settings_of(dev, migration(dev, service, "dev"))
     assert served.owner_url is None
     assert migrated.owner_url
     assert migrated.database_role == urlsplit(served.database_url.get_secret_value()).username
 
 
 def test_a_migration_ends_and_is_tidied_away(documents: list[Document]) -> None:
-    [job] = of_kind(documents, "Job")
-    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
-    for limit in ("backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"):
-        assert job["spec"][limit] > 0
+    for job in of_kind(documents, "Job"):
+        assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+        for limit in ("backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"):
+            assert job["spec"][limit] > 0
 
 
-def test_each_version_has_a_migration_of_its_own(dev: list[Document]) -> None:
-    [job] = of_kind(dev, "Job")
+def test_each_version_has_a_migration_of_its_own(dev: list[Document], service: str) -> None:
+    assert len(of_kind(dev, "Job")) == len(SETTINGS)
     tags = {tag_of(container)[1] for container in containers(dev, OURS)}
     assert tags == {"dev"}
-    assert job["metadata"]["name"] == "points-migrate-dev"
     # A Job cannot be changed: a setting with a hash in its name would change it.
-    [container] = job["spec"]["template"]["spec"]["containers"]
-    assert container["envFrom"] == [{"secretRef": {"name": "points-owner"}}]
+    assert migration(dev, service, "dev")["envFrom"] == [{"secretRef": {"name": f"{service}-owner"}}]
 
 
 def test_the_first_step_of_a_release_is_everything_but_the_servers(documents: list[Document]) -> None:
     component = "app.kubernetes.io/component"
     later = [d for d in documents if d["metadata"].get("labels", {}).get(component) == "server"]
-    assert later == [one(documents, "Deployment")]
+    assert [d["metadata"]["name"] for d in later] == sorted(SETTINGS)
+    assert {d["kind"] for d in later} == {"Deployment"}
 
 
-def test_only_who_must_reaches_the_servers(documents: list[Document]) -> None:
-    [container] = server(documents)["spec"]["containers"]
-    settings = settings_of(environment(documents, container))
-    policy = one(documents, "NetworkPolicy")["spec"]
-    ours = [pod for pod in pods(documents) if selects(policy["podSelector"]["matchLabels"], pod)]
-    assert [c for pod in ours for c in pod["spec"]["containers"]] == containers(documents, OURS)
+def test_only_who_must_reaches_the_servers(documents: list[Document], service: str) -> None:
+    settings = settings_of(documents, serving_container(documents, service))
+    policy = one(documents, "NetworkPolicy", service)["spec"]
+    chosen = [pod for pod in pods(documents) if selects(policy["podSelector"]["matchLabels"], pod)]
+    ours = [container for container in containers(documents, OURS) if service_of(container) == service]
+    assert [c for pod in chosen for c in pod["spec"]["containers"]] == ours
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert policy["ingress"] == [
         {
-            "from": [{"podSelector": {"matchLabels": {"points-client": "allowed"}}}],
+            "from": [{"podSelector": {"matchLabels": {f"{service}-client": "allowed"}}}],
             "ports": [{"port": port_of(settings.grpc_address)}],
         },
         {"ports": [{"port": port_of(settings.health_address)}]},
@@ -350,10 +385,9 @@ def test_only_who_must_reaches_the_servers(documents: list[Document]) -> None:
     ]
 
 
-def test_the_servers_reach_only_the_database_the_broker_and_names(dev: list[Document]) -> None:
-    [container] = server(dev)["spec"]["containers"]
-    settings = settings_of(environment(dev, container))
-    database, broker, names = one(dev, "NetworkPolicy")["spec"]["egress"]
+def test_the_servers_reach_only_the_database_the_broker_and_names(dev: list[Document], service: str) -> None:
+    settings = settings_of(dev, serving_container(dev, service))
+    database, broker, names = one(dev, "NetworkPolicy", service)["spec"]["egress"]
     for rule, url in (
         (database, settings.database_url.get_secret_value()),
         (broker, settings.nats_url),
@@ -384,33 +418,42 @@ def test_the_secrets_in_the_tree_are_plainly_for_trying_out(dev: list[Document])
 
 
 @pytest.fixture(scope="module")
-def served(data: Path, dev: list[Document]) -> Iterator[str]:
-    """The overlay's roles, broker, secrets, settings and commands, on loopback; yields the gRPC address."""
-    broker, monitor, front, health, metrics = (f"{HOST}:{free_port()}" for _ in range(5))
+def served(data: Path, dev: list[Document]) -> Iterator[dict[str, str]]:
+    """The overlay's roles, broker, secrets, settings and commands, on loopback: gRPC addresses by service."""
+    broker, monitor = (f"{HOST}:{free_port()}" for _ in range(2))
     with Postgres.start(data / "postgres") as postgres, start_nats(dev, data, broker, monitor):
         asyncio.run(make_roles(postgres.url(), decoded(one(dev, "Secret", "postgres"))["roles.sql"]))
         moved = {"postgres:5432": f"{HOST}:{postgres.port}", "nats:4222": broker}
+        with ExitStack() as stack:
+            yield {name: stack.enter_context(started(dev, name, data, moved)) for name in SETTINGS}
 
-        def start(container: Document, **extra: str) -> Guarded:
-            """Only what the manifests say is in the environment, as in a container."""
-            variables = environment(dev, container) | extra
-            for place, address in moved.items():
-                variables = {name: value.replace(place, address) for name, value in variables.items()}
-            arguments = container["command"][1:]
-            return Guarded([sys.executable, *arguments], env=variables, log=data / f"{arguments[-1]}.log")
 
-        [migrate] = one(dev, "Job", "points-migrate-dev")["spec"]["template"]["spec"]["containers"]
-        with start(migrate) as migration:
-            assert migration.wait(START_TIMEOUT) == 0, migration.tail()
-        keys = data / "jwks.json"
-        keys.write_text(one(dev, "ConfigMap", "points-jwks")["data"]["jwks.json"])
-        addresses = {"grpc": front, "health": health, "metrics": metrics}
-        variables = {f"{PREFIX}{name}_ADDRESS".upper(): address for name, address in addresses.items()}
-        [serve] = server(dev)["spec"]["containers"]
-        with start(serve, **variables, POINTS_JWKS_FILE=str(keys)) as process:
-            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-                poll(process, lambda: serving(health, serve[probe]["grpc"]["service"]))  # noqa: B023
-            yield front
+@contextmanager
+def started(documents: list[Document], service: str, folder: Path, moved: dict[str, str]) -> Iterator[str]:
+    """A service, migrated and then served; yields its gRPC address."""
+
+    def start(container: Document, **extra: str) -> Guarded:
+        """Only what the manifests say is in the environment, as in a container."""
+        variables = environment(documents, container) | extra
+        for place, address in moved.items():
+            variables = {name: value.replace(place, address) for name, value in variables.items()}
+        arguments = container["command"][1:]
+        log = folder / f"{service}-{arguments[-1]}.log"
+        return Guarded([sys.executable, *arguments], env=variables, log=log)
+
+    with start(migration(documents, service, "dev")) as migrating:
+        assert migrating.wait(START_TIMEOUT) == 0, migrating.tail()
+    keys = folder / f"{service}-jwks.json"
+    keys.write_text(one(documents, "ConfigMap", f"{service}-jwks")["data"]["jwks.json"])
+    here = {f"{name}_address": f"{HOST}:{free_port()}" for name in ("grpc", "health", "metrics")}
+    variables = {
+        f"{service}_{name}".upper(): value for name, value in (here | {"jwks_file": str(keys)}).items()
+    }
+    serve = serving_container(documents, service)
+    with start(serve, **variables) as process:
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            poll(process, lambda: serving(here["health_address"], serve[probe]["grpc"]["service"]))  # noqa: B023
+        yield here["grpc_address"]
 
 
 @contextmanager
@@ -463,24 +506,40 @@ def poll(process: Guarded, done: Callable[[], bool]) -> None:
         time.sleep(POLL)
 
 
-def test_the_try_out_serves_who_holds_a_token_of_its_key(served: str, dev: list[Document]) -> None:
-    key = json.loads((DEV / "dev-only.jwk").read_text())
-    [container] = server(dev)["spec"]["containers"]
-    claims = {
-        "sub": "ops",
-        "aud": settings_of(environment(dev, container)).token_audience,
-        "scope": "points.admin",
-        "exp": int(time.time()) + 3600,
-    }
-    token = jwt.encode(claims, jwt.PyJWK(key).key, algorithm="EdDSA", headers={"kid": key["kid"]})
+def put_programme(channel: grpc.Channel, **call: Any) -> int:
     request = pb.PutProgrammeRequest(
         request_id=fresh("programme"), programme=ParseDict(PROGRAMME, pb.Programme())
     )
-    with grpc.insecure_channel(served) as channel:
-        put = PointsServiceStub(channel).PutProgramme
-        assert put(request, timeout=TIMEOUT, metadata=(("authorization", f"Bearer {token}"),)).version == 1
+    return PointsServiceStub(channel).PutProgramme(request, timeout=TIMEOUT, **call).version
+
+
+def put_product(channel: grpc.Channel, **call: Any) -> int:
+    product = cards_pb.Product(
+        code="king", family="king", price_minor=1900, currency_code="CNY", period="P1M"
+    )
+    request = cards_pb.PutProductRequest(request_id=fresh("product"), product=product)
+    return CardsServiceStub(channel).PutProduct(request, timeout=TIMEOUT, **call).version
+
+
+PUTS: dict[str, Callable[..., int]] = {"points": put_programme, "cards": put_product}
+
+
+def test_the_try_out_serves_who_holds_a_token_of_its_key(
+    served: dict[str, str], dev: list[Document], service: str
+) -> None:
+    key = json.loads((DEV / "dev-only.jwk").read_text())
+    claims = {
+        "sub": "ops",
+        "aud": settings_of(dev, serving_container(dev, service)).token_audience,
+        "scope": f"{service}.admin",
+        "exp": int(time.time()) + 3600,
+    }
+    token = jwt.encode(claims, jwt.PyJWK(key).key, algorithm="EdDSA", headers={"kid": key["kid"]})
+    with grpc.insecure_channel(served[service]) as channel:
+        put = PUTS[service]
+        assert put(channel, metadata=(("authorization", f"Bearer {token}"),)) == 1
         with refused(grpc.StatusCode.UNAUTHENTICATED, "TOKEN_MISSING"):
-            put(request, timeout=TIMEOUT)
+            put(channel)
 
 
 # --- the image ------------------------------------------------------------------------------------------
@@ -510,7 +569,7 @@ def test_the_image_runs_as_the_user_of_the_manifests() -> None:
 
 def test_the_image_starts_the_server_without_a_shell_and_leaves_probing_to_the_kubelet() -> None:
     found = dict(instructions())
-    [container] = server(render("base"))["spec"]["containers"]
+    container = serving_container(render("base"), "points")
     assert json.loads(found["CMD"]) == container["command"]
     assert not {"HEALTHCHECK", "ENTRYPOINT"} & found.keys()
 
@@ -551,7 +610,7 @@ def test_the_image_holds_the_very_versions_that_are_tested() -> None:
     assert "http" not in (ROOT / "requirements-runtime.lock").read_text()
 
 
-def test_the_service_starts_with_nothing_but_what_the_image_holds(tmp_path: Path) -> None:
+def test_a_service_starts_with_nothing_but_what_the_image_holds(tmp_path: Path, service: str) -> None:
     for name in locked("requirements-runtime.lock"):
         with suppress(PackageNotFoundError):  # some are for other systems
             installed = distribution(name)
@@ -559,7 +618,7 @@ def test_the_service_starts_with_nothing_but_what_the_image_holds(tmp_path: Path
                 if not (tmp_path / top).exists():  # several share the name `google`
                     (tmp_path / top).symlink_to(Path(str(installed.locate_file(top))))
     usage = subprocess.run(
-        [sys.executable, "-S", "-m", "services.points"],  # -S: without the environment's packages
+        [sys.executable, "-S", "-m", f"services.{service}"],  # -S: without the environment's packages
         env={"PYTHONPATH": os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "proto/gen")))},
         cwd=tmp_path,
         capture_output=True,

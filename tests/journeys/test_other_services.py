@@ -37,6 +37,7 @@ from tests.chaos.listener import Listener
 from tests.conftest import NOON, OpenHouse
 from tests.filling import gift, post
 from tests.journeys.publisher import Publisher
+from tests.points.calls import capture, place
 from tests.support import PROGRAMME, Points, apply_programme, defects, fresh, order, refused
 
 DAY = timedelta(days=1)
@@ -580,6 +581,147 @@ async def test_what_a_restored_service_tells_counts_above_what_it_told_before(
     end.epoch = 2
     await publisher.tell(end)
     assert worth(points, member, NOON) == 10
+
+
+# --- points that come back ----------------------------------------------------------------------------
+
+
+async def sold(
+    publisher: Publisher, member: str, amount: int, name: str, version: int = 1, **fields: Any
+) -> tuple[Any, str]:
+    """Sells a period for points, from the order to its activation. Returns the order and the period."""
+    wanted, segment = ordered(member, NOON, amount), fresh("segment")
+    await publisher.tell(wanted)
+    await publisher.tell(settled(wanted, NOON, cards.CARD_ORDER_OUTCOME_CAPTURE))
+    told = activated(
+        member, NOON, NOON + 30 * DAY, segment, version, card_order_id=wanted.card_order_id, **fields
+    )
+    told.card_id = name
+    await publisher.tell(told)
+    return wanted, segment
+
+
+def given_back(member: str, amount: int, segment: str, *later: str, version: int = 9) -> Any:
+    """A card was given back, for points."""
+    about = of_card(member, NOON, version, segment)
+    return cards.CardRefunded(**about, refund_points=amount, later_segment_ids=later)
+
+
+async def undone(house: House, member: str) -> list[tuple[str, int]]:
+    """What was held for which order, and came back, in the order in which it came."""
+    rows = await sql(
+        house,
+        """SELECT held.reference_id AS bought, (back.transfers->0->>3)::bigint AS amount
+        FROM transactions back
+        JOIN transactions spent ON spent.transaction_id = back.reverses_transaction_id
+        JOIN holds held ON held.hold_id = spent.reference_id AND held.member_id = spent.member_id
+        WHERE back.member_id = $1 AND back.kind = 'REVERSE' ORDER BY back.seq""",
+        member,
+    )
+    return [(row["bought"], row["amount"]) for row in rows]
+
+
+async def test_points_for_a_card_that_is_given_back_return_to_the_lots_they_came_from_once(
+    house: House, points: Points, publisher: Publisher
+) -> None:
+    member = fresh("member")
+    for days in (60, 0):
+        points.earn(member, order(5000, NOON - days * DAY))
+    before = [(part.amount, part.expire_time) for part in points.balance(member).expiring]
+    (old, first_end), (new, second_end) = before
+    assert (old, new) == (50, 50)
+    _, segment = await sold(publisher, member, 80, fresh("card"))
+    told = given_back(member, 60, segment)
+    for _ in range(3):  # each time under another id
+        await publisher.tell(told)
+    # Of the first lot 50 had been taken and of the second 30; what ends last comes back first. The bonus for
+    # the card ends with the second.
+    left = {part.expire_time.seconds: part.amount for part in points.balance(member).expiring}
+    assert left == {first_end.seconds: 30, second_end.seconds: 50 + 50}
+    assert (await kinds(house, member)).count("REVERSE") == 1
+    assert points.balance(member).lifetime_earned == 100 + 50
+    assert await letters(house, publisher) == []
+
+
+async def test_points_that_come_back_are_those_that_the_card_had_cost_whatever_was_bought_since(
+    house: House, points: Points, publisher: Publisher
+) -> None:
+    member = fresh("member")
+    points.adjust(member, 200)
+    first, coffee = await sold(publisher, member, 80, fresh("card"))
+    second, _ = await sold(publisher, member, 60, fresh("card"), plan="gold")
+    third, queued = await sold(publisher, member, 40, fresh("card"), 2)
+    await publisher.tell(given_back(member, 100, coffee, queued))
+    assert await undone(house, member) == [(third.card_order_id, 40), (first.card_order_id, 60)]
+    assert second.card_order_id not in dict(await undone(house, member))
+    assert points.balance(member).available == 200 - 180 + 100 + 3 * 50
+
+
+async def test_points_that_paid_what_an_upgrade_replaced_come_back_with_it(
+    house: House, points: Points, publisher: Publisher
+) -> None:
+    member, card = fresh("member"), fresh("card")
+    points.adjust(member, 100)
+    month, replaced = await sold(publisher, member, 30, card)
+    year, segment = await sold(
+        publisher, member, 70, card, 2, replaced_segment_ids=[replaced], paid_points=100
+    )
+    told = given_back(member, 100, segment)
+    for _ in range(2):
+        await publisher.tell(told)
+    assert await undone(house, member) == [(year.card_order_id, 70), (month.card_order_id, 30)]
+    assert points.balance(member).available == 100 + 2 * 50
+    assert await letters(house, publisher) == []
+
+
+async def test_points_come_back_although_the_card_is_told_of_only_then(
+    house: House, points: Points, publisher: Publisher
+) -> None:
+    member, wanted, segment = fresh("member"), None, fresh("segment")
+    points.adjust(member, 100)
+    wanted = ordered(member, NOON, 80)
+    await publisher.tell(wanted)
+    await publisher.tell(settled(wanted, NOON, cards.CARD_ORDER_OUTCOME_CAPTURE))
+    await publisher.tell(given_back(member, 80, segment))
+    assert points.balance(member).available == 100
+    late = activated(member, NOON, NOON + 30 * DAY, segment, card_order_id=wanted.card_order_id)
+    await publisher.tell(late)
+    assert worth(points, member, NOON) == 10  # it is good for nothing any more
+    assert points.balance(member).available == 150
+    assert await undone(house, member) == [(wanted.card_order_id, 80)]
+
+
+async def test_cards_given_back_at_once_give_back_what_they_cost_together(
+    house: House, points: Points, publisher: Publisher
+) -> None:
+    member = fresh("member")
+    points.adjust(member, 300)
+    bought = [await sold(publisher, member, 100, fresh("card"), plan=f"plan-{n}") for n in range(3)]
+    told = [
+        given_back(member, amount, segment) for amount, (_, segment) in zip((100, 1, 99), bought, strict=True)
+    ]
+    await publisher.publish(*told, *told)
+    await publisher.consumed()
+    assert sorted(await undone(house, member)) == sorted(
+        (wanted.card_order_id, amount) for amount, (wanted, _) in zip((100, 1, 99), bought, strict=True)
+    )
+    assert points.balance(member).available == 200 + 3 * 50
+
+
+async def test_more_than_cards_had_cost_does_not_come_back(
+    house: House, points: Points, publisher: Publisher
+) -> None:
+    member = fresh("member")
+    points.adjust(member, 200)
+    capture(points, member, place(points, member, 50).hold_id)  # by a call, for something else
+    _, segment = await sold(publisher, member, 80, fresh("card"))
+    await publisher.tell(given_back(member, 81, segment))
+    assert await letters(house, publisher) == ["REVERSAL_EXCEEDS_TRANSACTION"]
+    assert points.balance(member).available == 200 - 50 - 80 + 50
+    await publisher.tell(given_back(member, 80, segment))
+    assert points.balance(member).available == 200 - 50 + 50
+    await publisher.tell(given_back(fresh("member"), 1, fresh("segment")))
+    assert (await letters(house, publisher))[1:] == ["REVERSAL_EXCEEDS_TRANSACTION"]
 
 
 # --- groups -------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ EVE = datetime(2016, 12, 31, 4, 0, tzinfo=UTC)
 @pytest.fixture
 def house(data: Path) -> Iterator[House]:
     """A house of the end of 2016 under the Burger King programme."""
-    with running(data / fresh("replay"), test_clock=EVE) as house:
+    with running(data / fresh("replay"), test_clock=EVE, services=("points",)) as house:
         apply_programme(house, RULES)
         yield house
 
@@ -53,7 +53,7 @@ def ending(data: Path) -> Iterator[tuple[House, dict[str, Any]]]:
     """A house under a programme whose points end with the year, and whose tiers last for a day."""
     ladder = {**RULES["tier_ladder"], "rolling_days": 1, "grace_days": 0}
     rules = {**RULES, "expiry": {"calendar_years": 0}, "tier_ladder": ladder}
-    with running(data / fresh("replay"), test_clock=EVE) as house:
+    with running(data / fresh("replay"), test_clock=EVE, services=("points",)) as house:
         apply_programme(house, rules)
         yield house, rules
 

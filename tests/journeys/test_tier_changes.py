@@ -19,8 +19,7 @@ from loyalty.points.v1.points_events_pb2 import (
     TierChanged,
 )
 
-from services.chassis.clock import TestClock
-from services.cli.clockwork import move
+from services.cli import clockwork
 from services.cli.house import House
 from services.points.audit import audit
 from services.points.domain.ledger import Unit
@@ -51,9 +50,9 @@ def house(data: Path, open_house: OpenHouse) -> Iterator[House]:
         assert not defects(house)
 
 
-def clock(points: Points) -> TestClock:
+def move(points: Points, to: datetime) -> None:
     assert points.house.clock is not None
-    return points.house.clock
+    clockwork.move(points.house.clock, to, SETTLE, points.house.services)
 
 
 def end_of(at: datetime, days: int = WINDOW + GRACE) -> datetime:
@@ -110,12 +109,12 @@ async def test_a_change_is_told_after_the_transaction_that_made_it(points: Point
 async def test_a_tier_falls_at_the_end_of_its_grace_though_nobody_touches_the_member(points: Points) -> None:
     member = fresh("member")
     grow(points, member, IRON - 1)
-    move(clock(points), points.now + timedelta(days=WINDOW - 1), SETTLE)
+    move(points, points.now + timedelta(days=WINDOW - 1))
     at = points.now
     grow(points, member, 1)
-    move(clock(points), end_of(at) - timedelta(seconds=1), SETTLE)
+    move(points, end_of(at) - timedelta(seconds=1))
     assert points.balance(member).tier == "铁粉"
-    move(clock(points), end_of(at), SETTLE)
+    move(points, end_of(at))
     assert points.balance(member).tier == ""
     assert not points.balance(member).HasField("tier_until_time")
     _, fallen = await changes(points, member, 2)
@@ -125,10 +124,10 @@ async def test_a_tier_falls_at_the_end_of_its_grace_though_nobody_touches_the_me
 async def test_a_tier_falls_no_lower_than_the_growth_of_its_last_window_is_good_for(points: Points) -> None:
     member = fresh("member")
     grow(points, member, DEAR - IRON)
-    move(clock(points), points.now + timedelta(days=WINDOW - 1), SETTLE)
+    move(points, points.now + timedelta(days=WINDOW - 1))
     at = points.now
     grow(points, member, IRON)
-    move(clock(points), end_of(at), SETTLE)
+    move(points, end_of(at))
     *_, fallen = await changes(points, member, 3)
     ends = end_of(at, 2 * WINDOW + GRACE)
     assert fallen == ("挚爱粉", "铁粉", TIER_CHANGE_REASON_DEMOTED, IRON, end_of(at), ends)
@@ -137,15 +136,15 @@ async def test_a_tier_falls_no_lower_than_the_growth_of_its_last_window_is_good_
 async def test_a_tier_that_was_earned_again_is_renewed(points: Points) -> None:
     member, at = fresh("member"), points.now
     grow(points, member, IRON)
-    move(clock(points), at + timedelta(days=10), SETTLE)
+    move(points, at + timedelta(days=10))
     grow(points, member, IRON)
-    move(clock(points), end_of(at), SETTLE)
+    move(points, end_of(at))
     _, renewed = await changes(points, member, 2)
     until = end_of(at, 2 * WINDOW + GRACE)
     assert renewed[:3] == ("铁粉", "铁粉", TIER_CHANGE_REASON_RENEWED)
     assert renewed[4:] == (end_of(at), until)
     assert points.balance(member).tier == "铁粉"
-    move(clock(points), until, SETTLE)
+    move(points, until)
     *_, fallen = await changes(points, member, 3)
     assert fallen == ("铁粉", "", TIER_CHANGE_REASON_DEMOTED, 0, until, None)
 
@@ -153,12 +152,12 @@ async def test_a_tier_that_was_earned_again_is_renewed(points: Points) -> None:
 async def test_who_rose_meanwhile_keeps_the_higher_tier_for_its_own_time(points: Points) -> None:
     many, at = [fresh("member") for _ in range(300)], points.now
     await post(points.house, [gift(member, IRON, Unit.GROWTH) for member in many])
-    move(clock(points), at + timedelta(days=20), SETTLE)
+    move(points, at + timedelta(days=20))
     rose = points.now
     await post(points.house, [gift(member, DEAR, Unit.GROWTH) for member in many])
-    move(clock(points), end_of(at), SETTLE)  # when the lower one would have ended
+    move(points, end_of(at))  # when the lower one would have ended
     assert {points.balance(member).tier for member in many[:20]} == {"挚爱粉"}
-    move(clock(points), end_of(rose), SETTLE)
+    move(points, end_of(rose))
     for member in (many[0], many[-1]):
         told = await changes(points, member, 3)
         assert [each[:2] for each in told] == [("", "铁粉"), ("铁粉", "挚爱粉"), ("挚爱粉", "挚爱粉")]
@@ -175,6 +174,6 @@ async def test_growth_that_is_taken_back_costs_the_tier_only_when_its_time_is_ov
         ),
     )
     assert (points.balance(member).tier, points.balance(member).growth) == ("铁粉", 0)
-    move(clock(points), end_of(at), SETTLE)
+    move(points, end_of(at))
     assert points.balance(member).tier == ""
     assert len(await changes(points, member, 2)) == 2

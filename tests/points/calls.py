@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-import asyncpg
 from loyalty.orders.v1.orders_pb2 import Refund
 from loyalty.points.v1 import points_service_pb2 as pb
 
-from services.cli.house import House
-from tests.support import TIMEOUT, Points, fresh
+from tests.support import Points, fresh
 
 
 def a_hold(
@@ -146,46 +142,7 @@ def moved(transaction: pb.Transaction) -> list[tuple[str, str, int]]:
     return [(name(t.debit), name(t.credit), t.amount) for t in transaction.transfers]
 
 
-def eventually(look: Callable[[], bool]) -> None:
-    """Waits until something has happened."""
-    deadline = time.monotonic() + 3 * TIMEOUT
-    while not look():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def move(points: Points, at: datetime) -> None:
     """Sets the house's clock."""
     assert points.house.clock is not None
     points.house.clock.set(at)
-
-
-def ask(house: House, query: str, *arguments: object) -> list[Any]:
-    """Rows from the service's database."""
-
-    async def rows() -> list[Any]:
-        connection = await asyncpg.connect(house.postgres.url("points"))
-        try:
-            return list(await connection.fetch(query, *arguments))
-        finally:
-            await connection.close()
-
-    return asyncio.run(rows())
-
-
-def stop_sweeps(points: Points) -> None:
-    """From now on only calls post what is due: takes the sweep's lease, as a replica that hangs would."""
-    asyncio.run(_stop_sweeps(points.house.postgres.url("points")))
-
-
-async def _stop_sweeps(url: str) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        taken = "'another', lease_until = now() + interval '1 day', token = token + 1"
-        while True:
-            status = await connection.execute(f"UPDATE jobs SET holder = {taken} WHERE name = 'settle'")  # noqa: S608
-            if status == "UPDATE 1":
-                return
-            await asyncio.sleep(0.05)
-    finally:
-        await connection.close()

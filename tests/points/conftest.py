@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import NOON, OpenHouse, a_folder
-from tests.points.calls import stop_sweeps
+from tests.database import stop_job
 from tests.support import PROGRAMME, Points, apply_programme
 
 WINDFALL = {
@@ -30,5 +30,5 @@ def later(open_house: OpenHouse) -> Iterator[Points]:
     with a_folder() as folder, open_house(folder, test_clock=NOON) as house, Points(house) as points:
         rules = [*PROGRAMME["earn_rules"], WINDFALL]
         apply_programme(house, {**PROGRAMME, "earn_rules": rules, "transfers_per_day": 100})
-        stop_sweeps(points)
+        stop_job(house, "points", "settle")  # from now on only calls post what is due
         yield points

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable
 from typing import Any
 
-import asyncpg
-from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from loyalty.activities.v1 import activities_service_pb2 as activities_pb
@@ -16,39 +12,23 @@ from loyalty.activities.v1.activities_pb2 import Activity
 from loyalty.orders.v1 import orders_service_pb2 as orders_pb
 from loyalty.points.v1 import points_service_pb2 as pb
 
+from tests import database
 from tests.points.calls import a_capture, a_hold, a_refund, a_release, a_reversal
-from tests.support import PROGRAMME, TIMEOUT, Points, fresh, order
+from tests.support import PROGRAMME, Points, fresh, order
 
 # --- the database, as one number ----------------------------------------------------------------------
 
-
-async def _fingerprint(url: str) -> str:
-    connection = await asyncpg.connect(url)
-    try:
-        deadline = time.monotonic() + 3 * TIMEOUT
-        # What was accepted before must have had its effect: events sent, and those that we consume consumed.
-        while await connection.fetchval(
-            "SELECT EXISTS (SELECT FROM outbox o WHERE sent_at IS NULL OR (stream = 'ORDERS' OR subject LIKE"
-            " '%.TransferSent' OR subject LIKE '%.TransferRefused') AND NOT EXISTS (SELECT FROM inbox i WHERE"
-            " i.event_id = o.event_id UNION ALL SELECT FROM dead_letters d WHERE d.event_id = o.event_id))"
-        ):
-            assert time.monotonic() < deadline, "the outbox did not drain"
-            await asyncio.sleep(0.05)
-        tables = await connection.fetch(
-            "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'jobs' ORDER BY 1"
-        )  # leases are renewed all the time
-        rows = " UNION ALL ".join(
-            f"SELECT '{t['tablename']}' || md5(t::text) AS row FROM {t['tablename']} t"  # noqa: S608
-            for t in tables
-        )
-        return str(await connection.fetchval(f"SELECT md5(string_agg(row, ',' ORDER BY row)) FROM ({rows})"))  # noqa: S608
-    finally:
-        await connection.close()
+# Events that are not sent, and those that we consume ourselves and have not consumed.
+BUSY = (
+    "sent_at IS NULL OR (stream = 'ORDERS' OR subject LIKE '%.TransferSent'"
+    " OR subject LIKE '%.TransferRefused') AND NOT EXISTS (SELECT FROM inbox i WHERE i.event_id = o.event_id"
+    " UNION ALL SELECT FROM dead_letters d WHERE d.event_id = o.event_id)"
+)
 
 
 def fingerprint(points: Points) -> str:
     """A hash over all rows of all tables, once the house is quiet."""
-    return asyncio.run(_fingerprint(points.house.postgres.url("points")))
+    return database.fingerprint(points.house, "points", BUSY)
 
 
 # --- a good request of each kind ----------------------------------------------------------------------
@@ -210,9 +190,3 @@ GOOD: list[tuple[str, Callable[[Points], Message]]] = [
         ),
     ),
 ]
-
-
-def described(method: str) -> MethodDescriptor:
-    """A method in the contract."""
-    service, name = method.lstrip("/").split("/")
-    return pb.DESCRIPTOR.pool.FindServiceByName(service).methods_by_name[name]

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import grpc
-import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from google.protobuf import message_factory
 from google.protobuf.message import Message
 from grpc import StatusCode
-from jwt.algorithms import OKPAlgorithm
 from loyalty.points.v1 import points_service_pb2 as pb
 
 from services.chassis.auth import MemberAccess
 from services.cli.house import House
 from services.points.api import ADMIN, METHODS, READ, WRITE
+from tests.contract import call, empty
+from tests.issuer import Issuer, bad_tokens, guarded
 from tests.points.calls import a_refund, place, read_hold, refund
-from tests.points.requests import GOOD, described, fingerprint
-from tests.support import TIMEOUT, Points, fresh, order, refused
+from tests.points.requests import GOOD, fingerprint
+from tests.support import Points, eventually, fresh, order, outcome, refused
 
 EVERYTHING = f"{READ} {WRITE} {ADMIN}"
 EACH_METHOD = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.rsplit("/")[-1])
@@ -35,41 +30,17 @@ SELF_SERVICE = {
 }
 
 
-@dataclass
-class Issuer:
-    """Who signs tokens; a process of the house's service checks them against the keys in the file."""
-
-    house: House
-    service: str
-    key: Ed25519PrivateKey
-    file: Path
-
-    def token(self, scope: str = EVERYTHING, *, seconds: float = 600, **claims: Any) -> str:
-        claims = {"sub": "till-7", "exp": time.time() + seconds, "scope": scope, **claims}
-        claims = {name: value for name, value in claims.items() if value is not None}
-        return jwt.encode(claims, self.key, algorithm="EdDSA", headers={"kid": "one"})
-
-    def points(self, scope: str = EVERYTHING, **claims: Any) -> Points:
-        return Points(self.house, self.token(scope, **claims), service=self.service)
-
-
 @pytest.fixture(scope="module")
-def issuer(house: House, data: Path, front: str) -> Iterator[Issuer]:
+def issuer(house: House, data: Path) -> Iterator[Issuer]:
     """The house, with a further process of its service that has a key file and no open door."""
-    key = Ed25519PrivateKey.generate()
-    public = {**OKPAlgorithm.to_jwk(key.public_key(), as_dict=True), "kid": "one", "alg": "EdDSA"}
-    file = data / f"keys-{front}.json"
-    file.write_text(json.dumps({"keys": [public]}))
-    guarded = house.start_replica("points", jwks_file=str(file), open_on_loopback="false")
-    house.wait_ready(guarded)
-    yield Issuer(house, guarded, key, file)
-    house.process(guarded).stop()
+    with guarded(house, "points", data, EVERYTHING) as issuer:
+        yield issuer
 
 
 @pytest.fixture(scope="module")
 def till(issuer: Issuer) -> Iterator[Points]:
     """A caller with every scope."""
-    with issuer.points() as points:
+    with issuer.open(Points) as points:
         yield points
 
 
@@ -81,36 +52,9 @@ def good(points: Points, method: str, member: str | None = None) -> Message:
     return request
 
 
-def call(points: Points, method: str, request: Message) -> Any:
-    """Calls a method by its name, with the channel's own token."""
-    answer = message_factory.GetMessageClass(described(method).output_type)
-    stub: Any = points.channel.unary_unary(
-        method, request_serializer=lambda m: m.SerializeToString(), response_deserializer=answer.FromString
-    )
-    return points.call(stub, request)
-
-
 @EACH_METHOD
 def test_no_method_opens_without_a_good_token(issuer: Issuer, till: Points, method: str) -> None:
-    stranger = replace(issuer, key=Ed25519PrivateKey.generate())
-    claims = {"sub": "till-7", "exp": time.time() + 600, "scope": EVERYTHING}
-    tokens: dict[str, list[str | None]] = {
-        "TOKEN_MISSING": [None],
-        "TOKEN_INVALID": [
-            "garbage",
-            issuer.token()[:-8],
-            issuer.token(seconds=-60),
-            stranger.token(),
-            issuer.token(sub=None),
-            issuer.token(exp=None),
-            issuer.token(member_id=7),
-            jwt.encode(claims, issuer.key, algorithm="EdDSA"),  # names no key
-            jwt.encode(claims, issuer.key, algorithm="EdDSA", headers={"kid": "two"}),
-            jwt.encode(claims, "x" * 32, algorithm="HS256", headers={"kid": "one"}),
-            jwt.encode(claims, "", algorithm="none", headers={"kid": "one"}),
-        ],
-    }
-    for reason, bad in tokens.items():
+    for reason, bad in bad_tokens(issuer).items():
         for token in bad:
             till.metadata, kept = [("authorization", f"Bearer {token}")] if token else None, till.metadata
             try:
@@ -127,29 +71,24 @@ def test_every_method_needs_its_scope_and_says_so_before_anything_else(
     needed = METHODS[method].scope
     others = " ".join({READ, WRITE, ADMIN, "cards.admin", "points"} - {needed})
     before = fingerprint(till)
-    with issuer.points(others) as points:
+    with issuer.open(Points, others) as points:
         member = fresh("nobody")  # denied before existence, and before shape
-        for request in (good(points, method, member), message_of(method)):
+        for request in (good(points, method, member), empty(method)):
             with refused(StatusCode.PERMISSION_DENIED, "SCOPE_MISSING") as refusal:
                 call(points, method, request)
             assert refusal.metadata == {"scope": needed}
     assert fingerprint(till) == before
-    with issuer.points(needed) as points:
+    with issuer.open(Points, needed) as points:
         # Nobody knows the member, so some methods fail; but the caller was let in.
         let_in = {StatusCode.OK, StatusCode.NOT_FOUND, StatusCode.FAILED_PRECONDITION}
         assert outcome(lambda: call(points, method, good(points, method, member))) in let_in
-
-
-def message_of(method: str) -> Message:
-    """An empty request, which breaks most contracts."""
-    return message_factory.GetMessageClass(described(method).input_type)()
 
 
 def test_a_member_reads_its_own(issuer: Issuer, till: Points) -> None:
     member = fresh("member")
     made = till.earn(member, order(500, till.now))
     held = place(till, member, 2)
-    with issuer.points(READ, member_id=member) as own:
+    with issuer.open(Points, READ, member_id=member) as own:
         assert own.balance(member).available == 3
         assert read_hold(own, member, held.hold_id).amount == 2
         one = pb.GetTransactionRequest(member_id=member, transaction_id=made.transaction_id)
@@ -174,7 +113,7 @@ def test_a_member_sees_no_other_member_and_calls_nothing_else(
     for who in (member, other):
         till.adjust(who, 5)
     before = fingerprint(till)
-    with issuer.points(EVERYTHING, member_id=member) as points:
+    with issuer.open(Points, EVERYTHING, member_id=member) as points:
         reason = "MEMBER_MISMATCH" if method in SELF_SERVICE else "MEMBER_TOKEN_REFUSED"
         with refused(StatusCode.PERMISSION_DENIED, reason):
             call(points, method, good(points, method, other))
@@ -195,7 +134,7 @@ def test_a_batch_checks_each_item_as_its_own_method(issuer: Issuer) -> None:
         items = [pb.BatchPostItem(earn=earn), pb.BatchPostItem(adjust=adjust)]
         return points.call(points.points.BatchPost, pb.BatchPostRequest(items=items))
 
-    with issuer.points(f"{READ} {WRITE}") as clerk, issuer.points(EVERYTHING) as chief:
+    with issuer.open(Points, f"{READ} {WRITE}") as clerk, issuer.open(Points, EVERYTHING) as chief:
         earned, denied = batch(clerk).results
         assert earned.transaction.balance.available == 5
         assert denied.error.code == StatusCode.PERMISSION_DENIED.value[0]
@@ -205,7 +144,7 @@ def test_a_batch_checks_each_item_as_its_own_method(issuer: Issuer) -> None:
 
 
 def test_facts_older_than_thirty_days_need_an_operator(issuer: Issuer) -> None:
-    with issuer.points(f"{READ} {WRITE}") as clerk, issuer.points(EVERYTHING) as chief:
+    with issuer.open(Points, f"{READ} {WRITE}") as clerk, issuer.open(Points, EVERYTHING) as chief:
         member, month = fresh("member"), timedelta(days=30)
         clerk.earn(member, order(500, clerk.now - month))
         old = order(300, clerk.now - month - timedelta(seconds=1))
@@ -229,7 +168,7 @@ def test_facts_older_than_thirty_days_need_an_operator(issuer: Issuer) -> None:
 
 def test_the_tokens_subject_is_on_record(issuer: Issuer) -> None:
     member = fresh("member")
-    with issuer.points(sub="li.na") as one, issuer.points(sub="wang.wei") as two:
+    with issuer.open(Points, sub="li.na") as one, issuer.open(Points, sub="wang.wei") as two:
         one.adjust(member, 5)
         two.redeem(member, 1)
         export = one.call(one.points.ExportMember, pb.ExportMemberRequest(member_id=member))
@@ -239,34 +178,19 @@ def test_the_tokens_subject_is_on_record(issuer: Issuer) -> None:
 def test_a_key_that_is_withdrawn_opens_nothing_any_more(issuer: Issuer) -> None:
     file, member = issuer.file, fresh("member")
     kept = file.read_text()
-    with issuer.points() as points:
+    with issuer.open(Points) as points:
         points.adjust(member, 1)
         file.write_text(json.dumps({"keys": []}))
         try:
-            until(lambda: not answers(points, member))
+            eventually(lambda: not answers(points, member))
             file.write_text(kept[:50])  # half written: nothing new is known, and nothing breaks
             assert not answers(points, member)
         finally:
             file.write_text(kept)
-        until(lambda: answers(points, member))  # and a key that comes is taken up as well
+        eventually(lambda: answers(points, member))  # and a key that comes is taken up as well
 
 
 def answers(points: Points, member: str) -> bool:
     code = outcome(lambda: points.balance(member))
     assert code in {StatusCode.OK, StatusCode.UNAUTHENTICATED}
     return code is StatusCode.OK
-
-
-def outcome(attempt: Callable[[], Any]) -> StatusCode:
-    try:
-        attempt()
-    except grpc.RpcError as error:
-        return error.code()
-    return StatusCode.OK
-
-
-def until(look: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 3 * TIMEOUT
-    while not look():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)

@@ -16,8 +16,8 @@ from loyalty.orders.v1.orders_pb2 import Order
 from loyalty.orders.v1.orders_service_pb2 import ReportOrderPaidRequest
 from loyalty.points.v1 import points_service_pb2 as pb
 
-from tests.points.calls import eventually, listed, move
-from tests.support import TIMEOUT, Points, fresh, order, refused
+from tests.points.calls import listed, move
+from tests.support import TIMEOUT, Points, eventually, fresh, order, refused
 
 NOBODY = "txn_" + "0" * 32
 

@@ -15,7 +15,6 @@ from loyalty.points.v1 import points_service_pb2 as pb
 from tests.points.calls import (
     a_refund,
     capture,
-    eventually,
     kinds,
     listed,
     move,
@@ -26,7 +25,7 @@ from tests.points.calls import (
     reverse,
     transfer,
 )
-from tests.support import Points, fresh, order, refused
+from tests.support import Points, eventually, fresh, order, refused
 
 NOBODY = "txn_" + "0" * 32
 

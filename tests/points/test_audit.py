@@ -12,14 +12,14 @@ import pytest
 from loyalty.orders.v1.orders_service_pb2 import ReportOrderRefundedRequest
 from loyalty.points.v1 import points_service_pb2 as pb
 
+from services.chassis.audit import Report
 from services.cli.house import House
-from services.points.audit import CHECKS, STREAM_CHECK, Report, audit
+from services.points.audit import CHECKS, STREAM_CHECK, audit
 from tests.conftest import NOON, OpenHouse
+from tests.database import ask
 from tests.points.calls import (
     a_refund,
-    ask,
     capture,
-    eventually,
     kinds,
     move,
     place,
@@ -27,7 +27,7 @@ from tests.points.calls import (
     reverse,
     transfer,
 )
-from tests.support import PROGRAMME, Points, apply_programme, fresh, order
+from tests.support import PROGRAMME, Points, apply_programme, eventually, fresh, order
 
 BRIEF = {
     "rule_id": "brief",
@@ -93,7 +93,7 @@ def live(member: str, points: Points) -> None:
     early = a_refund(fresh("order"), points.now, 300)
     request = ReportOrderRefundedRequest(member_id=member, request_id=fresh("report"), refund=early)
     points.call(points.orders.ReportOrderRefunded, request)
-    eventually(lambda: bool(ask(points.house, "SELECT FROM refunds WHERE seq IS NULL")))
+    eventually(lambda: bool(ask(points.house, "points", "SELECT FROM refunds WHERE seq IS NULL")))
 
 
 def examine(house: House, *, stream: bool = False) -> Report:
@@ -106,6 +106,7 @@ def test_sound_books_close(books: Points) -> None:
     assert report.totals["members"] == 8
     ((transactions, liability),) = ask(
         books.house,
+        "points",
         "SELECT (SELECT count(*) FROM transactions), (SELECT sum(available + pending + held) FROM members)",
     )
     assert (report.totals["transactions"], report.totals["liability"]) == (transactions, liability)

@@ -26,13 +26,14 @@ from loyalty.points.v1 import points_service_pb2 as pb
 from services.chassis import migrations
 from services.chassis.consumer import Delivery
 from services.chassis.database import Connection, Database
+from services.chassis.timestamps import instant
 from services.cli.servers import Postgres
 from services.points import service, store, tables
 from services.points.audit import audit
 from services.points.commands import Command, RefundOrder, Send, Settle
 from services.points.domain import ledger
 from services.points.domain.ledger import Account, Member, Transaction
-from services.points.rules import Programmes, instant
+from services.points.rules import Programmes
 from tests.points.ledger_model import (
     COFFEE,
     COFFEE_A_DAY,

@@ -21,13 +21,13 @@ from loyalty.points.v1 import points_service_pb2 as pb
 from services.cli.house import House
 from services.points.audit import audit
 from tests.conftest import NOON, OpenHouse
+from tests.database import ask
 from tests.points.calls import (
     a_capture,
     a_hold,
     a_refund,
     a_release,
     a_reversal,
-    ask,
     listed,
     move,
     moved,
@@ -100,7 +100,7 @@ def house(data: Path, open_house: OpenHouse, front: str) -> Iterator[House]:
 
 def check_books(house: House) -> None:
     for query in (OPEN_BOOKS, SUMS):
-        assert ask(house, query) == []
+        assert ask(house, "points", query) == []
 
 
 def at_once(method: Any, requests: Sequence[Any], metadata: Any = None) -> list[Any]:
@@ -258,7 +258,7 @@ def test_calls_given_up_at_any_instant_and_retried_have_one_effect_each(points: 
 
 def connections(house: House) -> int:
     """How many the service holds, idle ones too."""
-    (row,) = ask(house, "SELECT count(*) AS n FROM pg_stat_activity WHERE usename = 'points'")
+    (row,) = ask(house, "points", "SELECT count(*) AS n FROM pg_stat_activity WHERE usename = 'points'")
     return int(row["n"])
 
 

@@ -101,6 +101,14 @@ def test_a_condition_that_does_not_compile_is_refused_with_its_place(
     assert complaint in description
 
 
+def test_a_condition_that_is_nested_too_deeply_to_be_asked_of_each_line_is_refused() -> None:
+    deep = "!(" * 30 + "line.sku == ''" + ")" * 30
+    deeper = "!(" * 29 + "line.sku == ''" + ")" * 29
+    for when in (deep, deeper):
+        found = faults(rule(when=when, scope="RULE_SCOPE_LINE"))
+        assert list(found) == ["programme.earn_rules[0].when"]
+
+
 def test_each_scope_sees_its_own_names() -> None:
     assert compiled(
         rule(when="order.city != '' && member.tier != ''", scope="RULE_SCOPE_ORDER"),

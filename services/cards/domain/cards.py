@@ -138,6 +138,8 @@ class Card:
         """As it stands at an instant: moved by what has passed of a rest, which is gone where it is over."""
         if self.rest is None:
             return self
+        if at < self.rest.start:  # it had not begun, and nothing was moved yet
+            return replace(self, rest=None)
         by = min(at, self.rest.until) - self.rest.start
         rest = self.rest if at < self.rest.until else None
         return replace(self, segments=_shift(self.segments, self.rest.start, by, zone), rest=rest)
@@ -151,7 +153,7 @@ class Card:
             return CardStatus.ACTIVE
         if any(at < segment.start < segment.over for segment in card.segments):
             return CardStatus.SCHEDULED
-        last = max(card.segments, key=lambda segment: (segment.over, segment.start))
+        last = max(reversed(card.segments), key=lambda segment: (segment.over, segment.start))
         given_back = last.ending in (Ending.REFUNDED, Ending.CLAWED_BACK)
         return CardStatus.REFUNDED if given_back else CardStatus.EXPIRED
 

@@ -24,6 +24,8 @@ class Entitlement:
 
     card_id: str
     segment_id: str
+    product: tuple[str, int]
+    """Code and version of the product that gives it."""
     benefit: Benefit
     window_key: str
     """Empty without a quota."""
@@ -62,15 +64,17 @@ class Giver:
 
     def entitlements(self, at: datetime) -> list[Entitlement]:
         """What it gives at an instant, as the product lists it; also what is used up."""
+        return [given for given in self.whenever(at) if given.benefit.holds(at, self.zone)]
+
+    def whenever(self, at: datetime) -> list[Entitlement]:
+        """As `entitlements`, whatever the time of day."""
         present = self.card.as_of(at, self.zone)
         running = present.running(at, self.zone)
         if running is None:
             return []
         chain = [segment for segment in present.live(at) if segment.start >= running.start]
         return [
-            self._entitlement(benefit, self._giving(chain, benefit.code), at)
-            for benefit in self._of(running)
-            if benefit.holds(at, self.zone)
+            self._entitlement(benefit, self._giving(chain, benefit.code), at) for benefit in self._of(running)
         ]
 
     def _of(self, segment: Segment) -> Sequence[Benefit]:
@@ -88,8 +92,11 @@ class Giver:
 
     def _entitlement(self, benefit: Benefit, giving: Sequence[Segment], at: datetime) -> Entitlement:
         running, until = giving[0], giving[-1].over
+        product = (running.product_code, running.product_version)
         if benefit.quota is None:
-            return Entitlement(self.card.card_id, running.segment_id, benefit, "", 0, None, None, until)
+            return Entitlement(
+                self.card.card_id, running.segment_id, product, benefit, "", 0, None, None, until
+            )
         window = benefit.quota.window
         key = window.key(at, running.segment_id, self.zone)
         used = self.used.get((benefit.code, key), 0)
@@ -97,6 +104,7 @@ class Giver:
         return Entitlement(
             self.card.card_id,
             running.segment_id,
+            product,
             benefit,
             key,
             used,

@@ -144,10 +144,10 @@ def refund_reason(order: Order | None, payment: Payment, around: Circumstances) 
         return RefundReason.WRONG_CURRENCY
     if payment.amount_minor != order.amount_minor:
         return RefundReason.WRONG_AMOUNT
-    if not around.chargeable:
-        return RefundReason.NO_NOTICE
     if payment.paid >= order.pay_deadline:
         return RefundReason.ORDER_EXPIRED
+    if not around.chargeable:
+        return RefundReason.NO_NOTICE
     if not around.slot_left:
         return RefundReason.SOLD_OUT
     return None

@@ -120,7 +120,8 @@ async def lock(connection: Connection, wanted: Wanted, at: datetime) -> Seen:
         seen.events = await INBOX.known(connection, wanted.events)
     await _load_known(connection, wanted, seen)
     waiting = {(member, order) for member, order in wanted.orders if _waits(members.get(member))}
-    if wanted.refunded or wanted.pasts or wanted.pasts_by_request or wanted.holds or waiting:
+    past = (wanted.refunded, wanted.pasts, wanted.pasts_by_request, wanted.holds, wanted.captures, waiting)
+    if any(past):
         await load_past(connection, wanted, waiting, seen)
     return seen
 

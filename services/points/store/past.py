@@ -9,13 +9,21 @@ from typing import Any
 import sqlalchemy as sa
 
 from services.chassis.database import Connection, Row, Statement, rows_of
-from services.chassis.ids import bucket
+from services.chassis.ids import bucket, number_of
 from services.chassis.inbox import InboxKey
 from services.points import tables as t
 from services.points.domain.ledger import Member
 from services.points.domain.refunds import Refund
 from services.points.domain.reversal import Past
-from services.points.store.rows import LOT, keyed, to_hold, to_lot, to_transaction
+from services.points.store.rows import (
+    LOT,
+    given_members,
+    keyed,
+    keys,
+    to_hold,
+    to_lot,
+    to_transaction,
+)
 from services.points.store.wanted import RefundRow, Seen, Sold, Wanted
 
 
@@ -27,6 +35,18 @@ def _of(table: sa.Table, *columns: str, chosen: Iterable[sa.ColumnElement[Any]] 
     return Statement(sa.select(*(chosen or table.c)).join_from(given, table, mine))
 
 
+def _captures() -> Statement:
+    """The captures of members that events asked for: their requests are ours."""
+    given, mine = given_members()
+    c = t.transactions.c
+    by_event = sa.func.left(c.request_id, sa.literal_column("1")) == sa.literal_column("'~'")
+    captures = (mine(t.transactions), c.kind == sa.literal_column("'CAPTURE'"), by_event)
+    return Statement(
+        sa.select(c.member_id, c.seq, c.reference_id).join_from(given, t.transactions, sa.and_(*captures))
+    )
+
+
+_CAPTURES = _captures()
 _PASTS = _of(t.transactions, "seq")
 _REVERSALS = _of(t.transactions, "reverses_transaction_id")
 _USES = _of(t.lot_uses, "seq")
@@ -45,8 +65,11 @@ async def load_past(
     chosen |= {(m, seen.orders[m, o][0].seq) for m, o in wanted.refunded if (m, o) in seen.orders}
     placed = {key: seen.requests[key].seq for key in wanted.pasts_by_request if key in seen.requests}
     chosen |= {(member, seq) for (member, _), seq in placed.items()}
+    captures = await _CAPTURES.fetch_rows(connection, keys(wanted.captures & seen.members.keys()))
+    chosen |= {(row["member_id"], row["seq"]) for row in captures}
+    captured = {(row["member_id"], number_of(row["reference_id"])) for row in captures}
     await _load_transactions(connection, chosen, seen)
-    await _load_holds(connection, wanted.holds | chosen, seen)
+    await _load_holds(connection, wanted.holds | chosen | captured, seen)
     for row in await _REFUNDS.fetch_rows(connection, keyed(wanted.refunded | waiting)):
         found = _to_refund(row)
         seen.refunds.setdefault((found.member_id, found.order_id), []).append(found)

@@ -26,6 +26,7 @@ class Wanted:
     pasts: set[tuple[str, int]] = field(default_factory=set)  # transactions to be undone, by number
     pasts_by_request: set[tuple[str, str]] = field(default_factory=set)  # the same by the request
     holds: set[tuple[str, int]] = field(default_factory=set)  # by the number of their transaction
+    captures: set[str] = field(default_factory=set)  # members, whose captures by event may be undone
     events: list[InboxKey] = field(default_factory=list)
 
 

@@ -471,7 +471,7 @@ class _RenewalStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Renewal
     RENEWAL_STATUS_FAILED: _RenewalStatus.ValueType  # 6
     """It was not charged in time."""
     RENEWAL_STATUS_CANCELLED: _RenewalStatus.ValueType  # 7
-    """The member cancelled it."""
+    """The member cancelled it, or the card's end moved: then it is signed anew."""
 
 class RenewalStatus(_RenewalStatus, metaclass=_RenewalStatusEnumTypeWrapper):
     """RenewalStatus is where a signed renewal stands as of now."""
@@ -491,7 +491,7 @@ RENEWAL_STATUS_CHARGED: RenewalStatus.ValueType  # 5
 RENEWAL_STATUS_FAILED: RenewalStatus.ValueType  # 6
 """It was not charged in time."""
 RENEWAL_STATUS_CANCELLED: RenewalStatus.ValueType  # 7
-"""The member cancelled it."""
+"""The member cancelled it, or the card's end moved: then it is signed anew."""
 Global___RenewalStatus: _TypeAlias = RenewalStatus  # noqa: Y015
 
 @_typing.final
@@ -920,7 +920,9 @@ class CardOrder(_message.Message):
     RENEWAL_ID_FIELD_NUMBER: _builtins.int
     GIFT_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
-    """Its id, `ord_` and a UUIDv7."""
+    """Its id, `ord_` and a UUIDv7. To WeChat Pay it goes as out_trade_no without `ord_`, which is the 32
+    characters it takes.
+    """
     member_id: _builtins.str
     """The member who buys."""
     product_code: _builtins.str
@@ -942,7 +944,9 @@ class CardOrder(_message.Message):
     status: Global___CardOrderStatus.ValueType
     """Where it stands as of now."""
     end_reason: _builtins.str
-    """Why it ended without a card: the reason of the points service, `CANCELLED`, or empty."""
+    """Why it ended without a card: the reason of the points service, `CANCELLED`, `SOLD_OUT`, `CARD_CHANGED` (the
+    card of an upgrade became another one), or empty.
+    """
     card_id: _builtins.str
     """The card that the period belongs to, once it is paid."""
     renewal_id: _builtins.str
@@ -1778,7 +1782,9 @@ class GiftCardResponse(_message.Message):
     CLAIM_CODE_FIELD_NUMBER: _builtins.int
     CLAIM_UNTIL_TIME_FIELD_NUMBER: _builtins.int
     claim_code: _builtins.str
-    """The claim code, 20 characters; it works once the order is paid."""
+    """The claim code, 20 characters; it works once the order is paid. Empty in a repeat that comes after the
+    service's key for codes was changed.
+    """
     @_builtins.property
     def order(self) -> Global___CardOrder:
         """The order to pay."""
@@ -2544,7 +2550,7 @@ class Renewal(_message.Message):
     status: Global___RenewalStatus.ValueType
     """Where it stands as of now."""
     order_id: _builtins.str
-    """The order to pay, once it may be charged."""
+    """The order to pay from charge_time on; it is made at the notice."""
     @_builtins.property
     def notice_due_time(self) -> _timestamp_pb2.Timestamp:
         """From when on `RenewalDue` asks for the notice."""
@@ -3031,7 +3037,9 @@ class ExportMemberResponse(_message.Message):
 
     @_builtins.property
     def payments(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportedPayment]:
-        """Their payments."""
+        """Their payments, and on the first page those that name no order of the member; of more than 1,000 the
+        last.
+        """
 
     @_builtins.property
     def redemptions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Redemption]:
@@ -3043,7 +3051,7 @@ class ExportMemberResponse(_message.Message):
 
     @_builtins.property
     def facts(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """What other services told of the member, and holds now."""
+        """What other services told of the member, and holds now; the tier under `tier`."""
 
     def __init__(
         self,

@@ -30,7 +30,8 @@ class CardsServiceStub:
 
     Every write takes a request_id that the caller makes and keeps before its first attempt. The same
     request_id with the same payload gets the first answer, however late; with another payload
-    ALREADY_EXISTS `REQUEST_ID_REUSED`. Failures are not stored. Every call may fail with
+    ALREADY_EXISTS `REQUEST_ID_REUSED`; once the member was erased FAILED_PRECONDITION `ANSWER_ERASED`.
+    Failures are not stored. Every call may fail with
     UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT (every violated field at once),
     RESOURCE_EXHAUSTED, UNAVAILABLE and DEADLINE_EXCEEDED; the methods name their own errors.
 
@@ -191,7 +192,8 @@ class CardsServiceServicer:
 
     Every write takes a request_id that the caller makes and keeps before its first attempt. The same
     request_id with the same payload gets the first answer, however late; with another payload
-    ALREADY_EXISTS `REQUEST_ID_REUSED`. Failures are not stored. Every call may fail with
+    ALREADY_EXISTS `REQUEST_ID_REUSED`; once the member was erased FAILED_PRECONDITION `ANSWER_ERASED`.
+    Failures are not stored. Every call may fail with
     UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT (every violated field at once),
     RESOURCE_EXHAUSTED, UNAVAILABLE and DEADLINE_EXCEEDED; the methods name their own errors.
 
@@ -228,7 +230,8 @@ class CardsServiceServicer:
         Errors: NOT_FOUND `PRODUCT_UNKNOWN`, FAILED_PRECONDITION `PRODUCT_WITHDRAWN` | `NOT_ELIGIBLE` |
         `NOT_FOR_POINTS` | `NOT_FOR_MONEY` | `PURCHASE_LIMIT` (metadata `limit`) | `SOLD_OUT` (metadata
         `limit`) | `UPGRADE_NOT_ALLOWED` | `UPGRADE_UNIT_MISMATCH` | `CREDIT_EXCEEDS_PRICE` (metadata `credit`,
-        `price`) | `CHAIN_TOO_LONG` (metadata `limit`). Idempotent.
+        `price`) | `ORDER_SETTLING` (points are being spent on another upgrade) | `CHAIN_TOO_LONG` (metadata
+        `limit`). Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -278,8 +281,9 @@ class CardsServiceServicer:
 
     def RefundCard(self, request, context):
         """Gives a card back: its running and queued periods end now; a signed renewal ends with them.
-        Errors: NOT_FOUND `CARD_UNKNOWN`, FAILED_PRECONDITION `NOTHING_TO_REFUND` | `QUOTE_CHANGED` (metadata
-        `refund_minor`, `refund_points`). Idempotent.
+        Errors: NOT_FOUND `CARD_UNKNOWN`, FAILED_PRECONDITION `NOTHING_TO_REFUND` | `ORDER_SETTLING` (points are
+        being spent on an upgrade of it) | `QUOTE_CHANGED` (metadata `refund_minor`, `refund_points`).
+        Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -315,8 +319,8 @@ class CardsServiceServicer:
     def ActivateGift(self, request, context):
         """Claims a gift for a member: its period joins the member's card of the family. A code works once.
         Errors: NOT_FOUND `GIFT_CODE_UNKNOWN`, FAILED_PRECONDITION `GIFT_NOT_PAID` | `GIFT_CLAIMED` |
-        `GIFT_EXPIRED` | `GIFT_REFUNDED` | `CHAIN_TOO_LONG`, RESOURCE_EXHAUSTED (too many codes
-        tried). Idempotent.
+        `GIFT_EXPIRED` | `GIFT_REFUNDED` | `CHAIN_TOO_LONG`, RESOURCE_EXHAUSTED `TOO_MANY_CODES` (ten that nobody
+        has, tried for the member within ten minutes). Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -380,7 +384,8 @@ class CardsServiceServicer:
 
     def SetAutoRenew(self, request, context):
         """Signs the renewal of a card, with what the member agreed to. Errors: NOT_FOUND `CARD_UNKNOWN` |
-        `PRODUCT_UNKNOWN`, FAILED_PRECONDITION `CARD_NOT_ACTIVE` | `AUTO_RENEW_SIGNED`. Idempotent.
+        `PRODUCT_UNKNOWN`, FAILED_PRECONDITION `CARD_NOT_ACTIVE` | `AUTO_RENEW_SIGNED` | `PRODUCT_WITHDRAWN` |
+        `NOT_FOR_MONEY`. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -412,8 +417,11 @@ class CardsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VerifyWechatPayNotification(self, request, context):
-        """Checks and decrypts a WeChat Pay v3 notification, then does as ConfirmPayment. Repeats, also under other
-        nonces, get the first answer. Errors: PERMISSION_DENIED `NOTIFICATION_REFUSED`, and nothing is written.
+        """Checks and decrypts a WeChat Pay v3 notification, then does as ConfirmPayment for the member whose order
+        it names. Repeats, also under other nonces, get the first answer. A payment of an order that is not known
+        here is not stored: tell it by ConfirmPayment under the member that you know, and it will be paid back.
+        Errors: PERMISSION_DENIED `NOTIFICATION_REFUSED` and NOT_FOUND `CARD_ORDER_UNKNOWN`, and nothing is
+        written; ALREADY_EXISTS `PAYMENT_ALREADY_TOLD` (by ConfirmPayment, with another body).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -429,7 +437,8 @@ class CardsServiceServicer:
 
     def EraseMember(self, request, context):
         """Removes a member's free text, baskets and facts, and the member's events, also from the stream; amounts
-        stay. Errors: NOT_FOUND `MEMBER_UNKNOWN`. Idempotent.
+        stay. A request from before, sent again, is known and answered empty.
+        Errors: NOT_FOUND `MEMBER_UNKNOWN`. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -591,7 +600,8 @@ class CardsService:
 
     Every write takes a request_id that the caller makes and keeps before its first attempt. The same
     request_id with the same payload gets the first answer, however late; with another payload
-    ALREADY_EXISTS `REQUEST_ID_REUSED`. Failures are not stored. Every call may fail with
+    ALREADY_EXISTS `REQUEST_ID_REUSED`; once the member was erased FAILED_PRECONDITION `ANSWER_ERASED`.
+    Failures are not stored. Every call may fail with
     UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT (every violated field at once),
     RESOURCE_EXHAUSTED, UNAVAILABLE and DEADLINE_EXCEEDED; the methods name their own errors.
 

@@ -31,7 +31,8 @@ class CardsServiceStub:
 
     Every write takes a request_id that the caller makes and keeps before its first attempt. The same
     request_id with the same payload gets the first answer, however late; with another payload
-    ALREADY_EXISTS `REQUEST_ID_REUSED`. Failures are not stored. Every call may fail with
+    ALREADY_EXISTS `REQUEST_ID_REUSED`; once the member was erased FAILED_PRECONDITION `ANSWER_ERASED`.
+    Failures are not stored. Every call may fail with
     UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT (every violated field at once),
     RESOURCE_EXHAUSTED, UNAVAILABLE and DEADLINE_EXCEEDED; the methods name their own errors.
 
@@ -58,7 +59,8 @@ class CardsServiceStub:
     Errors: NOT_FOUND `PRODUCT_UNKNOWN`, FAILED_PRECONDITION `PRODUCT_WITHDRAWN` | `NOT_ELIGIBLE` |
     `NOT_FOR_POINTS` | `NOT_FOR_MONEY` | `PURCHASE_LIMIT` (metadata `limit`) | `SOLD_OUT` (metadata
     `limit`) | `UPGRADE_NOT_ALLOWED` | `UPGRADE_UNIT_MISMATCH` | `CREDIT_EXCEEDS_PRICE` (metadata `credit`,
-    `price`) | `CHAIN_TOO_LONG` (metadata `limit`). Idempotent.
+    `price`) | `ORDER_SETTLING` (points are being spent on another upgrade) | `CHAIN_TOO_LONG` (metadata
+    `limit`). Idempotent.
     """
     GetOrder: _grpc.UnaryUnaryMultiCallable[_cards_service_pb2.GetOrderRequest, _cards_service_pb2.CardOrder]
     """Reads an order as of now. Errors: NOT_FOUND `CARD_ORDER_UNKNOWN`."""
@@ -82,8 +84,9 @@ class CardsServiceStub:
     """Computes what RefundCard would give back now, and writes nothing. Errors: NOT_FOUND `CARD_UNKNOWN`."""
     RefundCard: _grpc.UnaryUnaryMultiCallable[_cards_service_pb2.RefundCardRequest, _cards_service_pb2.RefundCardResponse]
     """Gives a card back: its running and queued periods end now; a signed renewal ends with them.
-    Errors: NOT_FOUND `CARD_UNKNOWN`, FAILED_PRECONDITION `NOTHING_TO_REFUND` | `QUOTE_CHANGED` (metadata
-    `refund_minor`, `refund_points`). Idempotent.
+    Errors: NOT_FOUND `CARD_UNKNOWN`, FAILED_PRECONDITION `NOTHING_TO_REFUND` | `ORDER_SETTLING` (points are
+    being spent on an upgrade of it) | `QUOTE_CHANGED` (metadata `refund_minor`, `refund_points`).
+    Idempotent.
     """
     FreezeCard: _grpc.UnaryUnaryMultiCallable[_cards_service_pb2.FreezeCardRequest, _cards_service_pb2.Card]
     """Rests a running card: no benefit holds, and its periods move by the time it rests.
@@ -103,8 +106,8 @@ class CardsServiceStub:
     ActivateGift: _grpc.UnaryUnaryMultiCallable[_cards_service_pb2.ActivateGiftRequest, _cards_service_pb2.Card]
     """Claims a gift for a member: its period joins the member's card of the family. A code works once.
     Errors: NOT_FOUND `GIFT_CODE_UNKNOWN`, FAILED_PRECONDITION `GIFT_NOT_PAID` | `GIFT_CLAIMED` |
-    `GIFT_EXPIRED` | `GIFT_REFUNDED` | `CHAIN_TOO_LONG`, RESOURCE_EXHAUSTED (too many codes
-    tried). Idempotent.
+    `GIFT_EXPIRED` | `GIFT_REFUNDED` | `CHAIN_TOO_LONG`, RESOURCE_EXHAUSTED `TOO_MANY_CODES` (ten that nobody
+    has, tried for the member within ten minutes). Idempotent.
     """
     ListMemberCards: _grpc.UnaryUnaryMultiCallable[_cards_service_pb2.ListMemberCardsRequest, _cards_service_pb2.ListMemberCardsResponse]
     """Lists a member's cards as of now, by family. Errors: INVALID_ARGUMENT `PAGE_TOKEN_INVALID`."""
@@ -133,7 +136,8 @@ class CardsServiceStub:
     """
     SetAutoRenew: _grpc.UnaryUnaryMultiCallable[_cards_service_pb2.SetAutoRenewRequest, _cards_service_pb2.Renewal]
     """Signs the renewal of a card, with what the member agreed to. Errors: NOT_FOUND `CARD_UNKNOWN` |
-    `PRODUCT_UNKNOWN`, FAILED_PRECONDITION `CARD_NOT_ACTIVE` | `AUTO_RENEW_SIGNED`. Idempotent.
+    `PRODUCT_UNKNOWN`, FAILED_PRECONDITION `CARD_NOT_ACTIVE` | `AUTO_RENEW_SIGNED` | `PRODUCT_WITHDRAWN` |
+    `NOT_FOR_MONEY`. Idempotent.
     """
     RecordRenewalNotice: _grpc.UnaryUnaryMultiCallable[_cards_service_pb2.RecordRenewalNoticeRequest, _cards_service_pb2.Renewal]
     """Records that the member was told of a coming renewal. It may be charged five days later at the
@@ -148,8 +152,11 @@ class CardsServiceStub:
     GetSavings: _grpc.UnaryUnaryMultiCallable[_cards_service_pb2.GetSavingsRequest, _cards_service_pb2.Savings]
     """Reads what a card saved, by period and benefit. Errors: NOT_FOUND `CARD_UNKNOWN`."""
     VerifyWechatPayNotification: _grpc.UnaryUnaryMultiCallable[_cards_service_pb2.VerifyWechatPayNotificationRequest, _cards_service_pb2.ConfirmPaymentResponse]
-    """Checks and decrypts a WeChat Pay v3 notification, then does as ConfirmPayment. Repeats, also under other
-    nonces, get the first answer. Errors: PERMISSION_DENIED `NOTIFICATION_REFUSED`, and nothing is written.
+    """Checks and decrypts a WeChat Pay v3 notification, then does as ConfirmPayment for the member whose order
+    it names. Repeats, also under other nonces, get the first answer. A payment of an order that is not known
+    here is not stored: tell it by ConfirmPayment under the member that you know, and it will be paid back.
+    Errors: PERMISSION_DENIED `NOTIFICATION_REFUSED` and NOT_FOUND `CARD_ORDER_UNKNOWN`, and nothing is
+    written; ALREADY_EXISTS `PAYMENT_ALREADY_TOLD` (by ConfirmPayment, with another body).
     """
     ExportMember: _grpc.UnaryUnaryMultiCallable[_cards_service_pb2.ExportMemberRequest, _cards_service_pb2.ExportMemberResponse]
     """Reads everything kept about a member, in pages. Errors: NOT_FOUND `MEMBER_UNKNOWN`,
@@ -157,7 +164,8 @@ class CardsServiceStub:
     """
     EraseMember: _grpc.UnaryUnaryMultiCallable[_cards_service_pb2.EraseMemberRequest, _cards_service_pb2.EraseMemberResponse]
     """Removes a member's free text, baskets and facts, and the member's events, also from the stream; amounts
-    stay. Errors: NOT_FOUND `MEMBER_UNKNOWN`. Idempotent.
+    stay. A request from before, sent again, is known and answered empty.
+    Errors: NOT_FOUND `MEMBER_UNKNOWN`. Idempotent.
     """
 
 @_typing.type_check_only
@@ -166,7 +174,8 @@ class CardsServiceAsyncStub(CardsServiceStub):
 
     Every write takes a request_id that the caller makes and keeps before its first attempt. The same
     request_id with the same payload gets the first answer, however late; with another payload
-    ALREADY_EXISTS `REQUEST_ID_REUSED`. Failures are not stored. Every call may fail with
+    ALREADY_EXISTS `REQUEST_ID_REUSED`; once the member was erased FAILED_PRECONDITION `ANSWER_ERASED`.
+    Failures are not stored. Every call may fail with
     UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT (every violated field at once),
     RESOURCE_EXHAUSTED, UNAVAILABLE and DEADLINE_EXCEEDED; the methods name their own errors.
 
@@ -190,7 +199,8 @@ class CardsServiceAsyncStub(CardsServiceStub):
     Errors: NOT_FOUND `PRODUCT_UNKNOWN`, FAILED_PRECONDITION `PRODUCT_WITHDRAWN` | `NOT_ELIGIBLE` |
     `NOT_FOR_POINTS` | `NOT_FOR_MONEY` | `PURCHASE_LIMIT` (metadata `limit`) | `SOLD_OUT` (metadata
     `limit`) | `UPGRADE_NOT_ALLOWED` | `UPGRADE_UNIT_MISMATCH` | `CREDIT_EXCEEDS_PRICE` (metadata `credit`,
-    `price`) | `CHAIN_TOO_LONG` (metadata `limit`). Idempotent.
+    `price`) | `ORDER_SETTLING` (points are being spent on another upgrade) | `CHAIN_TOO_LONG` (metadata
+    `limit`). Idempotent.
     """
     GetOrder: _aio.UnaryUnaryMultiCallable[_cards_service_pb2.GetOrderRequest, _cards_service_pb2.CardOrder]  # type: ignore[assignment]
     """Reads an order as of now. Errors: NOT_FOUND `CARD_ORDER_UNKNOWN`."""
@@ -214,8 +224,9 @@ class CardsServiceAsyncStub(CardsServiceStub):
     """Computes what RefundCard would give back now, and writes nothing. Errors: NOT_FOUND `CARD_UNKNOWN`."""
     RefundCard: _aio.UnaryUnaryMultiCallable[_cards_service_pb2.RefundCardRequest, _cards_service_pb2.RefundCardResponse]  # type: ignore[assignment]
     """Gives a card back: its running and queued periods end now; a signed renewal ends with them.
-    Errors: NOT_FOUND `CARD_UNKNOWN`, FAILED_PRECONDITION `NOTHING_TO_REFUND` | `QUOTE_CHANGED` (metadata
-    `refund_minor`, `refund_points`). Idempotent.
+    Errors: NOT_FOUND `CARD_UNKNOWN`, FAILED_PRECONDITION `NOTHING_TO_REFUND` | `ORDER_SETTLING` (points are
+    being spent on an upgrade of it) | `QUOTE_CHANGED` (metadata `refund_minor`, `refund_points`).
+    Idempotent.
     """
     FreezeCard: _aio.UnaryUnaryMultiCallable[_cards_service_pb2.FreezeCardRequest, _cards_service_pb2.Card]  # type: ignore[assignment]
     """Rests a running card: no benefit holds, and its periods move by the time it rests.
@@ -235,8 +246,8 @@ class CardsServiceAsyncStub(CardsServiceStub):
     ActivateGift: _aio.UnaryUnaryMultiCallable[_cards_service_pb2.ActivateGiftRequest, _cards_service_pb2.Card]  # type: ignore[assignment]
     """Claims a gift for a member: its period joins the member's card of the family. A code works once.
     Errors: NOT_FOUND `GIFT_CODE_UNKNOWN`, FAILED_PRECONDITION `GIFT_NOT_PAID` | `GIFT_CLAIMED` |
-    `GIFT_EXPIRED` | `GIFT_REFUNDED` | `CHAIN_TOO_LONG`, RESOURCE_EXHAUSTED (too many codes
-    tried). Idempotent.
+    `GIFT_EXPIRED` | `GIFT_REFUNDED` | `CHAIN_TOO_LONG`, RESOURCE_EXHAUSTED `TOO_MANY_CODES` (ten that nobody
+    has, tried for the member within ten minutes). Idempotent.
     """
     ListMemberCards: _aio.UnaryUnaryMultiCallable[_cards_service_pb2.ListMemberCardsRequest, _cards_service_pb2.ListMemberCardsResponse]  # type: ignore[assignment]
     """Lists a member's cards as of now, by family. Errors: INVALID_ARGUMENT `PAGE_TOKEN_INVALID`."""
@@ -265,7 +276,8 @@ class CardsServiceAsyncStub(CardsServiceStub):
     """
     SetAutoRenew: _aio.UnaryUnaryMultiCallable[_cards_service_pb2.SetAutoRenewRequest, _cards_service_pb2.Renewal]  # type: ignore[assignment]
     """Signs the renewal of a card, with what the member agreed to. Errors: NOT_FOUND `CARD_UNKNOWN` |
-    `PRODUCT_UNKNOWN`, FAILED_PRECONDITION `CARD_NOT_ACTIVE` | `AUTO_RENEW_SIGNED`. Idempotent.
+    `PRODUCT_UNKNOWN`, FAILED_PRECONDITION `CARD_NOT_ACTIVE` | `AUTO_RENEW_SIGNED` | `PRODUCT_WITHDRAWN` |
+    `NOT_FOR_MONEY`. Idempotent.
     """
     RecordRenewalNotice: _aio.UnaryUnaryMultiCallable[_cards_service_pb2.RecordRenewalNoticeRequest, _cards_service_pb2.Renewal]  # type: ignore[assignment]
     """Records that the member was told of a coming renewal. It may be charged five days later at the
@@ -280,8 +292,11 @@ class CardsServiceAsyncStub(CardsServiceStub):
     GetSavings: _aio.UnaryUnaryMultiCallable[_cards_service_pb2.GetSavingsRequest, _cards_service_pb2.Savings]  # type: ignore[assignment]
     """Reads what a card saved, by period and benefit. Errors: NOT_FOUND `CARD_UNKNOWN`."""
     VerifyWechatPayNotification: _aio.UnaryUnaryMultiCallable[_cards_service_pb2.VerifyWechatPayNotificationRequest, _cards_service_pb2.ConfirmPaymentResponse]  # type: ignore[assignment]
-    """Checks and decrypts a WeChat Pay v3 notification, then does as ConfirmPayment. Repeats, also under other
-    nonces, get the first answer. Errors: PERMISSION_DENIED `NOTIFICATION_REFUSED`, and nothing is written.
+    """Checks and decrypts a WeChat Pay v3 notification, then does as ConfirmPayment for the member whose order
+    it names. Repeats, also under other nonces, get the first answer. A payment of an order that is not known
+    here is not stored: tell it by ConfirmPayment under the member that you know, and it will be paid back.
+    Errors: PERMISSION_DENIED `NOTIFICATION_REFUSED` and NOT_FOUND `CARD_ORDER_UNKNOWN`, and nothing is
+    written; ALREADY_EXISTS `PAYMENT_ALREADY_TOLD` (by ConfirmPayment, with another body).
     """
     ExportMember: _aio.UnaryUnaryMultiCallable[_cards_service_pb2.ExportMemberRequest, _cards_service_pb2.ExportMemberResponse]  # type: ignore[assignment]
     """Reads everything kept about a member, in pages. Errors: NOT_FOUND `MEMBER_UNKNOWN`,
@@ -289,7 +304,8 @@ class CardsServiceAsyncStub(CardsServiceStub):
     """
     EraseMember: _aio.UnaryUnaryMultiCallable[_cards_service_pb2.EraseMemberRequest, _cards_service_pb2.EraseMemberResponse]  # type: ignore[assignment]
     """Removes a member's free text, baskets and facts, and the member's events, also from the stream; amounts
-    stay. Errors: NOT_FOUND `MEMBER_UNKNOWN`. Idempotent.
+    stay. A request from before, sent again, is known and answered empty.
+    Errors: NOT_FOUND `MEMBER_UNKNOWN`. Idempotent.
     """
 
 class CardsServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -297,7 +313,8 @@ class CardsServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every write takes a request_id that the caller makes and keeps before its first attempt. The same
     request_id with the same payload gets the first answer, however late; with another payload
-    ALREADY_EXISTS `REQUEST_ID_REUSED`. Failures are not stored. Every call may fail with
+    ALREADY_EXISTS `REQUEST_ID_REUSED`; once the member was erased FAILED_PRECONDITION `ANSWER_ERASED`.
+    Failures are not stored. Every call may fail with
     UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT (every violated field at once),
     RESOURCE_EXHAUSTED, UNAVAILABLE and DEADLINE_EXCEEDED; the methods name their own errors.
 
@@ -343,7 +360,8 @@ class CardsServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: NOT_FOUND `PRODUCT_UNKNOWN`, FAILED_PRECONDITION `PRODUCT_WITHDRAWN` | `NOT_ELIGIBLE` |
         `NOT_FOR_POINTS` | `NOT_FOR_MONEY` | `PURCHASE_LIMIT` (metadata `limit`) | `SOLD_OUT` (metadata
         `limit`) | `UPGRADE_NOT_ALLOWED` | `UPGRADE_UNIT_MISMATCH` | `CREDIT_EXCEEDS_PRICE` (metadata `credit`,
-        `price`) | `CHAIN_TOO_LONG` (metadata `limit`). Idempotent.
+        `price`) | `ORDER_SETTLING` (points are being spent on another upgrade) | `CHAIN_TOO_LONG` (metadata
+        `limit`). Idempotent.
         """
 
     @_abc_1.abstractmethod
@@ -403,8 +421,9 @@ class CardsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cards_service_pb2.RefundCardResponse, _abc.Awaitable[_cards_service_pb2.RefundCardResponse]]:
         """Gives a card back: its running and queued periods end now; a signed renewal ends with them.
-        Errors: NOT_FOUND `CARD_UNKNOWN`, FAILED_PRECONDITION `NOTHING_TO_REFUND` | `QUOTE_CHANGED` (metadata
-        `refund_minor`, `refund_points`). Idempotent.
+        Errors: NOT_FOUND `CARD_UNKNOWN`, FAILED_PRECONDITION `NOTHING_TO_REFUND` | `ORDER_SETTLING` (points are
+        being spent on an upgrade of it) | `QUOTE_CHANGED` (metadata `refund_minor`, `refund_points`).
+        Idempotent.
         """
 
     @_abc_1.abstractmethod
@@ -448,8 +467,8 @@ class CardsServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cards_service_pb2.Card, _abc.Awaitable[_cards_service_pb2.Card]]:
         """Claims a gift for a member: its period joins the member's card of the family. A code works once.
         Errors: NOT_FOUND `GIFT_CODE_UNKNOWN`, FAILED_PRECONDITION `GIFT_NOT_PAID` | `GIFT_CLAIMED` |
-        `GIFT_EXPIRED` | `GIFT_REFUNDED` | `CHAIN_TOO_LONG`, RESOURCE_EXHAUSTED (too many codes
-        tried). Idempotent.
+        `GIFT_EXPIRED` | `GIFT_REFUNDED` | `CHAIN_TOO_LONG`, RESOURCE_EXHAUSTED `TOO_MANY_CODES` (ten that nobody
+        has, tried for the member within ten minutes). Idempotent.
         """
 
     @_abc_1.abstractmethod
@@ -526,7 +545,8 @@ class CardsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cards_service_pb2.Renewal, _abc.Awaitable[_cards_service_pb2.Renewal]]:
         """Signs the renewal of a card, with what the member agreed to. Errors: NOT_FOUND `CARD_UNKNOWN` |
-        `PRODUCT_UNKNOWN`, FAILED_PRECONDITION `CARD_NOT_ACTIVE` | `AUTO_RENEW_SIGNED`. Idempotent.
+        `PRODUCT_UNKNOWN`, FAILED_PRECONDITION `CARD_NOT_ACTIVE` | `AUTO_RENEW_SIGNED` | `PRODUCT_WITHDRAWN` |
+        `NOT_FOR_MONEY`. Idempotent.
         """
 
     @_abc_1.abstractmethod
@@ -565,8 +585,11 @@ class CardsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cards_service_pb2.VerifyWechatPayNotificationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cards_service_pb2.ConfirmPaymentResponse, _abc.Awaitable[_cards_service_pb2.ConfirmPaymentResponse]]:
-        """Checks and decrypts a WeChat Pay v3 notification, then does as ConfirmPayment. Repeats, also under other
-        nonces, get the first answer. Errors: PERMISSION_DENIED `NOTIFICATION_REFUSED`, and nothing is written.
+        """Checks and decrypts a WeChat Pay v3 notification, then does as ConfirmPayment for the member whose order
+        it names. Repeats, also under other nonces, get the first answer. A payment of an order that is not known
+        here is not stored: tell it by ConfirmPayment under the member that you know, and it will be paid back.
+        Errors: PERMISSION_DENIED `NOTIFICATION_REFUSED` and NOT_FOUND `CARD_ORDER_UNKNOWN`, and nothing is
+        written; ALREADY_EXISTS `PAYMENT_ALREADY_TOLD` (by ConfirmPayment, with another body).
         """
 
     @_abc_1.abstractmethod
@@ -586,7 +609,8 @@ class CardsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cards_service_pb2.EraseMemberResponse, _abc.Awaitable[_cards_service_pb2.EraseMemberResponse]]:
         """Removes a member's free text, baskets and facts, and the member's events, also from the stream; amounts
-        stay. Errors: NOT_FOUND `MEMBER_UNKNOWN`. Idempotent.
+        stay. A request from before, sent again, is known and answered empty.
+        Errors: NOT_FOUND `MEMBER_UNKNOWN`. Idempotent.
         """
 
 def add_CardsServiceServicer_to_server(servicer: CardsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

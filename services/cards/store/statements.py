@@ -1,0 +1,109 @@
+"""What is done to every table alike: finding rows in several ways, and writing what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from services.cards import tables as t
+from services.chassis.database import Connection, Row, Statement, columns, insert_rows, rows_of
+
+MEMBER = ("bucket", "member_id")
+Values = tuple[Any, ...]
+
+
+def one_of(column: sa.ColumnElement[str], *words: str) -> sa.ColumnElement[bool]:
+    """That a column says one of some words of our own, written out so that a partial index may serve."""
+    return column.in_([sa.literal_column(f"'{word}'") for word in words])
+
+
+def of_member(table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
+    """That a table is about the member given as `b` and `member`."""
+    return (table.c.bucket == sa.bindparam("b"), table.c.member_id == sa.bindparam("member"))
+
+
+def unless_null(name: str, kind: Any, condition: Callable[[Any], Any]) -> Any:
+    """A filter by an argument that holds for everything when the argument is null."""
+    argument = sa.bindparam(name, type_=kind)
+    return sa.or_(argument.is_(None), condition(argument))
+
+
+class By(NamedTuple):
+    """A way to find rows: the columns that are given, and what holds besides."""
+
+    columns: tuple[str, ...]
+    where: sa.ColumnElement[bool] | None = None
+
+
+class Lookup:
+    """Rows of a table, found in several ways by one statement; a row may be found more than once."""
+
+    def __init__(self, table: sa.Table, **ways: By) -> None:
+        self._ways = ways
+        self._statement = Statement(sa.union_all(*(_found(table, name, *by) for name, by in ways.items())))
+
+    async def fetch(self, connection: Connection, **keys: Collection[Sequence[Any]]) -> list[Row]:
+        """The rows of these keys, by way; nothing is sent for none."""
+        if not any(keys.values()):
+            return []
+        arguments = {
+            f"{way}_{column}": values
+            for way, by in self._ways.items()
+            for column, values in zip(
+                by.columns, columns(list(keys.get(way, ())), len(by.columns)), strict=True
+            )
+        }
+        return await self._statement.fetch(connection, **arguments)
+
+
+def _found(
+    table: sa.Table, way: str, names: Iterable[str], where: sa.ColumnElement[bool] | None
+) -> sa.Select[Any]:
+    given = rows_of(way, **{name: table.c[name].type for name in names})
+    matches = [table.c[name] == given.c[name] for name in names]
+    if where is not None:
+        matches.append(where)
+    # OFFSET 0 keeps it one lookup after the other: a plan made for a small table would read all of it.
+    found = sa.select(table).where(*matches).offset(sa.literal_column("0")).lateral()
+    return sa.select(found).join_from(given, found, sa.true())
+
+
+class Upsert:
+    """Writes rows of a table as they are now: new ones whole, of known ones what may change."""
+
+    def __init__(self, table: sa.Table) -> None:
+        names = table.c.keys()
+        changing = t.CHANGING[table.name]
+        statement = insert_rows(table, *names)
+        self._statement = Statement(
+            statement.on_conflict_do_update(
+                index_elements=list(table.primary_key.columns),
+                set_={name: statement.excluded[name] for name in changing},
+            )
+        )
+        self._table = table.name
+        self._key = len(table.primary_key.columns)
+        self._facts = [index for index, name in enumerate(names) if name not in changing]
+
+    def changed(self, records: Iterable[tuple[Sequence[Values], Sequence[Values]]]) -> list[Values]:
+        """Of records, each with its rows as they were and as they are: the rows that are not the same.
+
+        Those that are known come first: where one of a kind may be open, it closes before the next is made.
+        Raises RuntimeError where a fact was to change, which is a defect.
+        """
+        known: dict[Values, Values] = {}
+        changed: list[Values] = []
+        for old, new in records:
+            known |= {row[: self._key]: row for row in old}
+            changed += [row for row in new if row != known.get(row[: self._key])]
+        for row in changed:
+            was = known.get(row[: self._key], row)
+            if any(was[index] != row[index] for index in self._facts):
+                raise RuntimeError(f"a fact in {self._table} was to change: from {was} to {row}")
+        return sorted(changed, key=lambda row: row[: self._key] not in known)
+
+    async def write(self, connection: Connection, rows: Sequence[Values]) -> None:
+        """Writes rows in the order given; nothing is sent for none."""
+        await self._statement.execute_rows(connection, rows)

@@ -1,0 +1,472 @@
+"""Tables, and the constraints that guard the rules even against our own code.
+
+Every key of a member table begins with `bucket` (crc32 of the member, modulo 1,024) and `member_id`: the
+unit of placement when the cards outgrow one machine. Members meet in three tables of claims alone. The
+columns of a key come first. Texts that are not there are empty, everything else is null then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, ExcludeConstraint
+
+from services.chassis.consumer import dead_letters_table
+from services.chassis.inbox import inbox_table
+from services.chassis.jobs import jobs_table
+from services.chassis.outbox import outbox_tables
+from services.chassis.requests import requests_table
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s",
+        "pk": "%(table_name)s_key",
+        "uq": "%(table_name)s_%(column_0_N_name)s_once",
+    }
+)
+
+INSTANT = TIMESTAMP(timezone=True)
+LOCAL_TIME = TIMESTAMP(timezone=False)
+
+
+def _member_key() -> tuple[sa.Column[int], sa.Column[str]]:
+    return (
+        sa.Column("bucket", sa.SmallInteger, primary_key=True),
+        sa.Column("member_id", sa.Text, primary_key=True),
+    )
+
+
+def _key(name: str) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, primary_key=True)
+
+
+def _text(name: str) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=False)
+
+
+def _number(name: str) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger, nullable=False)
+
+
+def _flag(name: str) -> sa.Column[bool]:
+    return sa.Column(name, sa.Boolean, nullable=False)
+
+
+def _instant(name: str, *, nullable: bool = False) -> sa.Column[datetime]:
+    return sa.Column(name, INSTANT, nullable=nullable)
+
+
+def _one_of(table: str, column: str, *values: str) -> sa.CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return sa.CheckConstraint(f"{column} IN ({listed})", name=f"{table}_{column}")
+
+
+def _not_negative(table: str, *columns: str) -> sa.CheckConstraint:
+    condition = " AND ".join(f"{column} >= 0" for column in columns)
+    return sa.CheckConstraint(condition, name=f"{table}_not_negative")
+
+
+# The one row that a write locks.
+members = sa.Table(
+    "members",
+    metadata,
+    *_member_key(),
+    sa.Column("tier", sa.Text, nullable=False, server_default=""),
+    # What other services told: {name: [value, [epoch, version]]}, of the event that told it last; null for a
+    # value that holds no longer.
+    sa.Column("facts", JSONB, nullable=False, server_default="{}"),
+    _instant("next_due_time", nullable=True),
+    postgresql_with={"fillfactor": "70"},
+)
+sa.Index("members_due", members.c.next_due_time, postgresql_where=members.c.next_due_time.is_not(None))
+
+# A member's card of a family, beside its periods.
+cards = sa.Table(
+    "cards",
+    metadata,
+    *_member_key(),
+    _key("card_id"),
+    _text("family"),
+    _text("currency_code"),
+    _number("version"),
+    _instant("rest_start", nullable=True),
+    _instant("rest_until", nullable=True),
+    _instant("expiring_told", nullable=True),
+    _instant("expired_told", nullable=True),
+    # The contract under which it is renewed; there is none without a sign_time.
+    _text("contract_id"),
+    _text("contract_product"),
+    _instant("sign_time", nullable=True),
+    _instant("contract_until", nullable=True),
+    sa.UniqueConstraint("bucket", "member_id", "family", name="cards_family_once"),
+    sa.CheckConstraint("version >= 0", name="cards_version"),
+    sa.CheckConstraint(
+        "(rest_start IS NULL) = (rest_until IS NULL) AND rest_start <= rest_until", name="cards_rest"
+    ),
+    sa.CheckConstraint(
+        "sign_time IS NOT NULL OR (contract_id = '' AND contract_product = '' AND contract_until IS NULL)",
+        name="cards_contract",
+    ),
+    postgresql_with={"fillfactor": "85"},
+)
+
+# Bought periods, in the order in which they joined their card. While a card rests they stand as they stood
+# when the rest began. Two of them never hold at once; moving them all is checked at the end.
+segments = sa.Table(
+    "segments",
+    metadata,
+    *_member_key(),
+    _key("card_id"),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    _text("segment_id"),
+    _text("product_code"),
+    _number("product_version"),
+    _instant("start_time"),
+    _instant("end_time"),
+    sa.Column("anchor_local", LOCAL_TIME, nullable=False),  # in the programme's zone
+    _number("anchor_months"),
+    _number("days"),
+    _number("streak"),
+    _number("grace_days"),
+    _instant("paid_time"),
+    _number("paid_minor"),
+    _number("paid_points"),
+    _number("freezes"),
+    _instant("ended_time", nullable=True),
+    sa.Column("ending", sa.Text),
+    _number("saved_minor"),
+    _text("source_id"),  # the order, or the reward
+    ExcludeConstraint(
+        (sa.column("bucket"), "="),
+        (sa.column("member_id"), "="),
+        (sa.column("card_id"), "="),
+        # Empty where it ended before it began.
+        (sa.text("tstzrange(start_time, GREATEST(start_time, LEAST(end_time, ended_time)))"), "&&"),
+        using="gist",
+        name="segments_never_overlap",
+        deferrable=True,
+        initially="DEFERRED",
+    ),
+    sa.CheckConstraint("start_time <= end_time", name="segments_period"),
+    sa.CheckConstraint("(ended_time IS NULL) = (ending IS NULL)", name="segments_ended"),
+    sa.CheckConstraint("days > 0 AND streak > 0 AND number >= 0", name="segments_counted"),
+    sa.CheckConstraint("paid_minor = 0 OR paid_points = 0", name="segments_paid_in_one_unit"),
+    _one_of("segments", "ending", "REFUNDED", "REPLACED", "CLAWED_BACK"),
+    _not_negative(
+        "segments", "anchor_months", "grace_days", "paid_minor", "paid_points", "freezes", "saved_minor"
+    ),
+    postgresql_with={"fillfactor": "85"},
+)
+
+orders = sa.Table(
+    "orders",
+    metadata,
+    *_member_key(),
+    _key("order_id"),
+    _text("product_code"),
+    _number("product_version"),
+    _text("family"),
+    _text("status"),
+    _instant("pay_deadline"),
+    _number("amount_minor"),
+    _text("currency_code"),  # empty where points pay it
+    _number("amount_points"),
+    _number("credit"),
+    _flag("upgrade_now"),
+    _text("end_reason"),
+    _instant("create_time"),
+    _text("card_id"),
+    _text("renewal_id"),
+    _flag("gift"),
+    _flag("capped"),
+    _text("window_key"),
+    _number("version"),
+    _one_of("orders", "status", "PENDING_PAYMENT", "SETTLING", "PAID", "CANCELLED", "EXPIRED"),
+    _not_negative("orders", "amount_minor", "amount_points", "credit", "version"),
+    sa.CheckConstraint(
+        "CASE WHEN currency_code = '' THEN amount_minor = 0 ELSE amount_points = 0 END",
+        name="orders_paid_in_one_unit",
+    ),
+    sa.CheckConstraint("status <> 'SETTLING' OR currency_code = ''", name="orders_settling_points"),
+    postgresql_with={"fillfactor": "85"},
+)
+sa.Index(
+    "orders_open",
+    orders.c.bucket,
+    orders.c.member_id,
+    postgresql_where=orders.c.status.in_(["PENDING_PAYMENT", "SETTLING"]),
+)
+sa.Index("orders_by_id", orders.c.order_id)  # a pay channel knows the order, not the member
+
+# Payments that were told: facts, but for what has to be paid back of them and whether it was.
+payments = sa.Table(
+    "payments",
+    metadata,
+    *_member_key(),
+    _key("channel"),
+    _key("payment_id"),
+    _text("order_id"),
+    _number("amount_minor"),
+    _text("currency_code"),
+    _instant("paid_time"),
+    _flag("applied"),
+    sa.Column("reason", sa.Text),
+    _number("due_minor"),
+    _instant("due_time", nullable=True),
+    _text("refund_id"),
+    _instant("close_time", nullable=True),
+    _number("version"),
+    _instant("create_time"),
+    _one_of(
+        *("payments", "reason", "WRONG_AMOUNT", "WRONG_CURRENCY", "ORDER_UNKNOWN", "ORDER_EXPIRED"),
+        *("ORDER_CANCELLED", "ALREADY_PAID", "SOLD_OUT", "NO_NOTICE", "CARD_REFUNDED"),
+    ),
+    sa.CheckConstraint("amount_minor > 0", name="payments_amount"),
+    sa.CheckConstraint("due_minor >= 0 AND due_minor <= amount_minor", name="payments_due"),
+    sa.CheckConstraint("reason IS NOT NULL OR (applied AND due_minor = 0)", name="payments_due_for_a_reason"),
+    sa.CheckConstraint("(close_time IS NULL) = (refund_id = '')", name="payments_closed"),
+    sa.CheckConstraint("version >= 0", name="payments_version"),
+)
+sa.Index("payments_of_order", payments.c.bucket, payments.c.member_id, payments.c.order_id)
+sa.Index(
+    "payments_unreturned",
+    payments.c.due_time,
+    postgresql_where=sa.and_(payments.c.due_time.is_not(None), payments.c.close_time.is_(None)),
+)
+
+redemptions = sa.Table(
+    "redemptions",
+    metadata,
+    *_member_key(),
+    _key("order_id"),
+    _key("redemption_id"),
+    _text("card_id"),
+    _text("segment_id"),
+    _text("benefit_code"),
+    _text("window_key"),
+    _number("uses"),
+    _number("saved_minor"),
+    _text("currency_code"),
+    _text("status"),
+    _instant("lapse_time"),
+    sa.Column("lines", JSONB, nullable=False),  # {line_id: pieces}
+    _instant("create_time"),
+    sa.Column("ending", sa.Text),
+    _one_of("redemptions", "status", "RESERVED", "CONFIRMED", "REVERSED"),
+    _one_of("redemptions", "ending", "LAPSED", "CANCELLED", "REFUNDED"),
+    sa.CheckConstraint("(status = 'REVERSED') = (ending IS NOT NULL)", name="redemptions_ended"),
+    sa.CheckConstraint("uses > 0", name="redemptions_uses"),
+    sa.CheckConstraint("saved_minor >= 0", name="redemptions_saved"),
+    postgresql_with={"fillfactor": "85"},
+)
+sa.Index(
+    "redemptions_reserved",
+    redemptions.c.bucket,
+    redemptions.c.member_id,
+    postgresql_where=redemptions.c.status == "RESERVED",
+)
+
+# Orders that benefits were asked for. `body` may be blanked, when its member is erased.
+baskets = sa.Table(
+    "baskets",
+    metadata,
+    *_member_key(),
+    _key("order_id"),
+    sa.Column("body_hash", sa.LargeBinary, nullable=False),  # SHA-256 of `body`, which outlives it
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("pays", JSONB, nullable=False),  # {line_id: minor units}
+    sa.Column("redemption_ids", JSONB, nullable=False),  # [redemption_id]
+    sa.Column("refunds", JSONB, nullable=False),  # {refund_id: {line_id: minor units}}
+    _instant("create_time"),
+)
+
+# What is used of a quota, by the local day, the ISO week, or the period.
+quota_windows = sa.Table(
+    "quota_windows",
+    metadata,
+    *_member_key(),
+    _key("window_key"),
+    _key("card_id"),
+    _key("benefit_code"),
+    _number("used"),
+    _number("quota"),  # the limit when it was last used
+    sa.CheckConstraint("used >= 0 AND used <= quota", name="quota_windows_within_limit"),
+    postgresql_with={"fillfactor": "70"},
+)
+
+renewals = sa.Table(
+    "renewals",
+    metadata,
+    *_member_key(),
+    _key("renewal_id"),
+    _text("card_id"),
+    _text("segment_id"),
+    _text("product_code"),
+    _number("amount_minor"),
+    _text("currency_code"),
+    _instant("notice_due_time"),
+    _instant("notice_deadline"),
+    _instant("charge_time"),
+    _instant("charge_until"),
+    _instant("notice_time", nullable=True),
+    sa.Column("outcome", sa.Text),
+    _text("order_id"),
+    _text("medium"),
+    _flag("told"),
+    _one_of("renewals", "outcome", "CHARGED", "FAILED", "CANCELLED"),
+    sa.CheckConstraint("amount_minor >= 0", name="renewals_amount"),
+)
+sa.Index(
+    "renewals_one_open",
+    renewals.c.bucket,
+    renewals.c.member_id,
+    renewals.c.card_id,
+    unique=True,
+    postgresql_where=renewals.c.outcome.is_(None),
+)
+
+rewards = sa.Table(
+    "rewards",
+    metadata,
+    *_member_key(),
+    _key("reward_id"),
+    _text("card_id"),
+    _text("segment_id"),
+    _flag("clawed_back"),
+    _number("version"),
+    sa.CheckConstraint("version >= 0", name="rewards_version"),
+    sa.CheckConstraint("segment_id = '' OR card_id <> ''", name="rewards_of_a_card"),
+)
+
+# The first answer to each write, serialized.
+answers = sa.Table(
+    "answers",
+    metadata,
+    *_member_key(),
+    _key("request_id"),
+    sa.Column("payload_hash", sa.LargeBinary, nullable=False),
+    sa.Column("body", sa.LargeBinary),  # none once its member was erased
+    _instant("create_time"),
+)
+
+# Claims: what members may dispute with one another. Whoever is first has it.
+payment_claims = sa.Table(
+    "payment_claims",
+    metadata,
+    _key("channel"),
+    _key("payment_id"),
+    _text("member_id"),
+    sa.Column("payload_hash", sa.LargeBinary, nullable=False),
+)
+
+gifts = sa.Table(
+    "gifts",
+    metadata,
+    sa.Column("code_hash", sa.LargeBinary, primary_key=True),  # SHA-256
+    _text("giver_id"),
+    _text("order_id"),
+    _text("product_code"),
+    _number("product_version"),
+    _instant("claim_until"),
+    _flag("paid"),
+    _flag("refunded"),
+    _text("claimed_by"),
+    _instant("claim_time", nullable=True),
+    sa.UniqueConstraint("order_id"),
+    sa.CheckConstraint("(claim_time IS NULL) = (claimed_by = '')", name="gifts_claimed"),
+    sa.CheckConstraint("claimed_by = '' OR paid", name="gifts_claimed_are_paid"),
+)
+
+sa.Index(
+    "gifts_unclaimed",
+    gifts.c.claim_until,
+    postgresql_where=sa.and_(gifts.c.paid, sa.not_(gifts.c.refunded), gifts.c.claimed_by == ""),
+)
+
+sales_slots = sa.Table(
+    "sales_slots",
+    metadata,
+    _key("product_code"),
+    _key("window_key"),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    _text("order_id"),
+    _instant("pay_deadline"),
+    _flag("firm"),
+    sa.CheckConstraint("number >= 1", name="sales_slots_number"),
+)
+
+# What is on sale, version by version: facts. `body` is the message; family and withdrawn stand in it too.
+products = sa.Table(
+    "products",
+    metadata,
+    _key("code"),
+    sa.Column("version", sa.BigInteger, primary_key=True, autoincrement=False),
+    _text("family"),
+    _flag("withdrawn"),
+    _text("author"),
+    _instant("create_time"),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.CheckConstraint("version > 0", name="products_version"),
+)
+
+meta = sa.Table(
+    "meta",
+    metadata,
+    sa.Column("only_row", sa.Boolean, primary_key=True, server_default=sa.true()),
+    sa.Column("epoch", sa.BigInteger, nullable=False, server_default="1"),
+    sa.CheckConstraint("only_row", name="meta_one_row"),
+)
+
+requests = requests_table(metadata)
+outbox, stream_erasures = outbox_tables(metadata)
+inbox = inbox_table(metadata)
+dead_letters = dead_letters_table(metadata)
+jobs = jobs_table(metadata)
+
+# What may change of a row once it is written; the rest is fact.
+CHANGING: Mapping[str, tuple[str, ...]] = {
+    "members": ("tier", "facts", "next_due_time"),
+    "cards": (
+        *("currency_code", "version", "rest_start", "rest_until", "expiring_told", "expired_told"),
+        *("contract_id", "contract_product", "sign_time", "contract_until"),
+    ),
+    "segments": (
+        *("start_time", "end_time", "anchor_local", "anchor_months", "freezes", "ended_time", "ending"),
+        "saved_minor",
+    ),
+    "orders": ("status", "end_reason", "card_id", "upgrade_now", "credit", "capped", "window_key", "version"),
+    "payments": ("reason", "due_minor", "due_time", "refund_id", "close_time", "version"),
+    "redemptions": ("status", "ending"),
+    "baskets": ("body_hash", "body", "pays", "redemption_ids", "refunds", "create_time"),
+    "quota_windows": ("used", "quota"),
+    "renewals": (
+        *("segment_id", "amount_minor", "notice_due_time", "notice_deadline", "charge_time", "charge_until"),
+        *("notice_time", "outcome", "order_id", "medium", "told"),
+    ),
+    "rewards": ("card_id", "segment_id", "clawed_back", "version"),
+    "answers": ("body",),
+    "payment_claims": (),
+    "gifts": ("paid", "refunded", "claimed_by", "claim_time"),
+    "sales_slots": ("order_id", "pay_deadline", "firm"),
+    "products": (),
+}
+# Members to whom nothing came are dropped again, and an order gives its slot back. Nothing else goes.
+GOING = ("members", "sales_slots")
+
+
+def grants(role: str) -> list[str]:
+    """What the service's role may do: everything on the chassis's tables, and no change of a fact."""
+    return [
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
+        f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}",
+        f"REVOKE UPDATE, DELETE, TRUNCATE ON {', '.join(CHANGING)} FROM {role}",
+        f"GRANT DELETE ON {', '.join(GOING)} TO {role}",
+        *(
+            f"GRANT UPDATE ({', '.join(columns)}) ON {table} TO {role}"
+            for table, columns in CHANGING.items()
+            if columns
+        ),
+        f"REVOKE INSERT, UPDATE, DELETE ON meta, alembic_version FROM {role}",
+    ]

@@ -1,0 +1,76 @@
+"""What tests ask of a service's database, as superuser."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+
+from services.cli.house import House
+from tests.support import TIMEOUT
+
+POLL = 0.05  # seconds
+
+
+def ask(house: House, service: str, query: str, *arguments: object) -> list[Any]:
+    """Rows from a service's database."""
+
+    async def rows() -> list[Any]:
+        async with _connection(house, service) as connection:
+            return list(await connection.fetch(query, *arguments))
+
+    return asyncio.run(rows())
+
+
+def stop_job(house: House, service: str, job: str) -> None:
+    """From now on nobody does a job: takes its lease, as a replica that hangs would."""
+
+    async def stop() -> None:
+        taken = "'another', lease_until = now() + interval '1 day', token = token + 1"
+        query = f"UPDATE jobs SET holder = {taken} WHERE name = $1"  # noqa: S608
+        async with _connection(house, service) as connection:
+            while True:
+                if await connection.execute(query, job) == "UPDATE 1":
+                    return
+                await asyncio.sleep(POLL)
+
+    asyncio.run(stop())
+
+
+def fingerprint(house: House, service: str, busy: str) -> str:
+    """A hash over all rows of all tables, once what was accepted has had its effect.
+
+    `busy` is the condition under which a row `o` of the outbox still waits for something.
+    """
+
+    async def hashed() -> str:
+        async with _connection(house, service) as connection:
+            deadline = time.monotonic() + 3 * TIMEOUT
+            while await connection.fetchval(f"SELECT EXISTS (SELECT FROM outbox o WHERE {busy})"):  # noqa: S608
+                assert time.monotonic() < deadline, "the outbox did not drain"
+                await asyncio.sleep(POLL)
+            tables = await connection.fetch(
+                "SELECT tablename FROM pg_tables"
+                " WHERE schemaname = 'public' AND tablename <> 'jobs' ORDER BY 1"  # renewed all the time
+            )
+            rows = " UNION ALL ".join(
+                f"SELECT '{t['tablename']}' || md5(t::text) AS row FROM {t['tablename']} t"  # noqa: S608
+                for t in tables
+            )
+            query = f"SELECT md5(string_agg(row, ',' ORDER BY row)) FROM ({rows})"  # noqa: S608
+            return str(await connection.fetchval(query))
+
+    return asyncio.run(hashed())
+
+
+@asynccontextmanager
+async def _connection(house: House, service: str) -> AsyncIterator[Any]:
+    connection = await asyncpg.connect(house.postgres.url(service))
+    try:
+        yield connection
+    finally:
+        await connection.close()

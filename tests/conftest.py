@@ -22,7 +22,12 @@ FRONTS = ("grpcio", "native")
 KEPT = ("postgres", "secrets.json")
 
 # Begun first: whichever ran last would keep one worker busy while the others have nothing left to do.
-LONGEST = ("tests/chaos/test_faults.py", "tests/cli/test_commands.py", "tests/points/test_ledger_machine.py")
+LONGEST = (
+    "tests/chaos/test_faults.py",
+    "tests/cli/test_commands.py",
+    "tests/journeys/test_cards_and_points.py",
+    "tests/points/test_ledger_machine.py",
+)
 
 OpenHouse = Callable[..., AbstractContextManager[House]]
 

@@ -50,7 +50,8 @@ def fingerprint(house: House, service: str, busy: str) -> str:
     async def hashed() -> str:
         async with _connection(house, service) as connection:
             deadline = time.monotonic() + 3 * TIMEOUT
-            while await connection.fetchval(f"SELECT EXISTS (SELECT FROM outbox o WHERE {busy})"):  # noqa: S608
+            waits = f"EXISTS (SELECT FROM outbox o WHERE {busy}) OR EXISTS (SELECT FROM stream_erasures)"  # noqa: S608
+            while await connection.fetchval(f"SELECT {waits}"):
                 assert time.monotonic() < deadline, "the outbox did not drain"
                 await asyncio.sleep(POLL)
             tables = await connection.fetch(

@@ -62,7 +62,8 @@ def fill(
 
 def make_token(question: bytes, last: int | str) -> str:
     """A token that continues `question` after the row of this number or name."""
-    return _written(_digest(question) + str(last).encode())
+    name = str(last).encode()
+    return _written(_digest(question, name) + name)
 
 
 def read_token(question: bytes, token: str) -> int | None:
@@ -81,10 +82,11 @@ def read_name(question: bytes, token: str) -> str | None:
         return None
     try:
         read = base64.b64decode(token + "=" * (-len(token) % 4), b"-_", validate=True)
-        last = read[_DIGEST:].decode()
+        digest, name = read[:_DIGEST], read[_DIGEST:]
+        last = name.decode()
     except ValueError:
         raise PageTokenInvalid from None
-    if read[:_DIGEST] != _digest(question) or "\0" in last or _written(read) != token:
+    if digest != _digest(question, name) or "\0" in last or _written(read) != token:
         raise PageTokenInvalid
     return last
 
@@ -93,5 +95,5 @@ def _written(token: bytes) -> str:
     return base64.urlsafe_b64encode(token).decode().rstrip("=")
 
 
-def _digest(question: bytes) -> bytes:
-    return hashlib.sha256(question).digest()[:_DIGEST]
+def _digest(question: bytes, name: bytes) -> bytes:
+    return hashlib.sha256(hashlib.sha256(question).digest() + name).digest()[:_DIGEST]

@@ -14,6 +14,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from loyalty.activities.v1 import activities_pb2 as _activities_pb2  # noqa: F401 - known to the pool
+from loyalty.cards.v1 import cards_events_pb2 as _cards_events_pb2  # noqa: F401 - known to the pool
 from loyalty.orders.v1 import orders_pb2 as _orders_pb2  # noqa: F401 - known to the pool
 from loyalty.points.v1 import points_events_pb2 as _points_events_pb2  # noqa: F401 - known to the pool
 from nats.aio.client import Client

@@ -257,6 +257,8 @@ def _secrets(path: Path) -> dict[str, str]:
     missing = [name for name in names if name not in found]
     if missing:
         found |= {name: secrets.token_hex(16) for name in missing}
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(found))
+        scratch = path.with_suffix(".new")
+        scratch.touch(mode=0o600)
+        scratch.write_text(json.dumps(found))
+        scratch.replace(path)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -12,13 +12,14 @@ import asyncpg
 import pytest
 
 from services.cards import tables
+from services.cards.audit import audit
 from services.chassis import migrations
 from services.chassis.database import Database
 from services.cli.house import House
 from services.cli.servers import Postgres
 from tests.conftest import NOON, OpenHouse, a_folder
 from tests.database import stop_job
-from tests.support import Cards
+from tests.support import Cards, defects
 
 MIGRATIONS = Path(tables.__file__).parent / "migrations"
 
@@ -68,9 +69,20 @@ def houses(open_house: OpenHouse) -> Iterator[Callable[[str], House]]:
 
         @cache
         def on(front: str) -> House:
-            return stack.enter_context(open_house(folder / front, ("cards",), test_clock=NOON, front=front))
+            house = open_house(folder / front, ("cards",), test_clock=NOON, front=front)
+            return stack.enter_context(sound(house))
 
         yield on
+
+
+@contextmanager
+def sound(opened: AbstractContextManager[House]) -> Iterator[House]:
+    """A house for as long as the block runs, whose books must close after all that was done in it."""
+    with opened as house:
+        yield house
+        assert not defects(house)
+        report = asyncio.run(audit(house.database_url("cards"), stream_url=house.nats.url))
+        assert report.clean, report.lines
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +100,7 @@ def later(open_house: OpenHouse) -> Iterator[Cards]:
     """
     with (
         a_folder() as folder,
-        open_house(folder, ("cards",), test_clock=NOON) as house,
+        sound(open_house(folder, ("cards",), test_clock=NOON)) as house,
         Cards(house) as cards,
     ):
         stop_job(house, "cards", "settle")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, MutableMapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,11 +20,12 @@ from services.cards.commands import GiftOrder, HoldPlaced, RecordRefundPaid, Ref
 from services.cards.sweeps import Sweeps
 from services.chassis.clock import wall
 from services.chassis.database import Database
+from services.chassis.errors import INFRASTRUCTURE
 from services.chassis.ids import bucket
 from services.chassis.inbox import InboxKey
 from services.chassis.jobs import Lease
 from services.cli.servers import Postgres
-from tests.cards.branch import Branch, make_database
+from tests.cards.branch import PATIENCE, Branch, make_database
 from tests.cards.till import NOON, product
 from tests.support import fresh
 
@@ -51,14 +53,13 @@ async def branch(database: Database) -> Branch:
     return branch
 
 
-def sweeps_of(branch: Branch) -> Sweeps:
-    return Sweeps(branch.database, branch.clock, branch.batches)
-
-
 async def sweep(branch: Branch, name: str = "settle") -> bool:
-    """One step of a job, as whoever holds its lease does it; whether more waits."""
-    (job,) = [job for job in sweeps_of(branch).jobs() if job.name == name]
-    return await job.run(Lease(name, 1))
+    """One step of a job, as whoever holds its lease does it, also after a fault; whether more waits."""
+    (job,) = [job for job in Sweeps(branch.database, branch.clock, branch.batches).jobs() if job.name == name]
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with suppress(*INFRASTRUCTURE):
+                return await job.run(Lease(name, 1))
 
 
 # --- what falls due -----------------------------------------------------------------------------------

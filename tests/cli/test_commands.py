@@ -25,6 +25,8 @@ import grpc
 import nats
 import pytest
 import yaml
+from loyalty.cards.v1 import cards_service_pb2 as cards_pb
+from loyalty.cards.v1.cards_service_pb2_grpc import CardsServiceStub
 from loyalty.orders.v1.orders_pb2 import OrderPaid
 from loyalty.points.v1 import points_service_pb2 as pb
 from loyalty.points.v1.points_service_pb2_grpc import PointsServiceStub
@@ -39,6 +41,7 @@ START = "2026-06-15T12:00:00+08:00"
 DEADLINE = 60.0  # seconds; generous, for slow machines
 COMMAND = [sys.executable, "-m", "services.cli"]
 ADDRESSES = ("grpc", "health", "metrics")
+FIRST = ("--from-start", "--count", "1")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("LOYALTY_", "POINTS_", "CARDS_"))}
 
 
@@ -371,11 +374,25 @@ def test_transactions_of_one_member_are_exported(ours: Ours, tmp_path: Path) -> 
 
 def test_events_are_printed_as_json_lines(ours: Ours) -> None:
     ours.earn(1)
-    said = ours.loyalty("events", "tail", "--from-start", "--count", "1")
+    said = ours.loyalty("events", "tail", *FIRST)
     [event] = map(json.loads, said.splitlines())
     assert event["subject"] == event["headers"]["ce-type"] == "loyalty.points.v1.PointsPosted"
     assert event["message"]["member_id"] == event["headers"]["ce-subject"]
     assert "no stream carries" in ours.fails("events", "tail", "--subject", "nobody.says.this")
+
+
+def test_events_of_each_service_are_told_in_full(ours: Ours) -> None:
+    member, code = fresh("member"), fresh("code")
+    product = cards_pb.Product(code=code, family=code, price_minor=5, currency_code="CNY", period="P1M")
+    with grpc.insecure_channel(ours.where["cards"]["grpc"]) as channel:
+        stub = CardsServiceStub(channel)
+        stub.PutProduct(cards_pb.PutProductRequest(request_id=code, product=product), timeout=TIMEOUT)
+        request = cards_pb.PlaceOrderRequest(member_id=member, request_id=code, product_code=code)
+        stub.PlaceOrder(request, timeout=TIMEOUT)
+    subject = "loyalty.cards.v1.CardOrdered"
+    eventually(lambda: subject in ours.attempt("events", "tail", "--subject", subject, *FIRST).stdout)
+    [event] = map(json.loads, ours.loyalty("events", "tail", "--subject", subject, *FIRST).splitlines())
+    assert event["message"]["member_id"] == event["headers"]["ce-subject"]
 
 
 async def test_a_refused_event_can_be_replayed_and_is_refused_again(ours: Ours) -> None:

@@ -20,10 +20,12 @@ from loyalty.cards.v1 import cards_events_pb2 as epb
 from loyalty.cards.v1 import cards_service_pb2 as pb
 from loyalty.orders.v1.orders_pb2 import Order
 
+from services.cards import audit as cards_audit
 from services.cli import clockwork
 from services.cli.events import read
 from services.cli.house import House
 from services.cli.place import Failure
+from services.points import audit as points_audit
 from tests.cards.calls import (
     a_payment,
     buy,
@@ -136,6 +138,9 @@ def brand(data: Path, open_house: OpenHouse) -> Iterator[Brand]:
             put(cards, ParseDict(product, pb.Product()))
         yield Brand(house, points, cards)
         assert not defects(house)
+        for service, audit in (("points", points_audit.audit), ("cards", cards_audit.audit)):
+            report = asyncio.run(audit(house.database_url(service), stream_url=house.nats.url))
+            assert report.clean, report.lines
 
 
 def a_basket(at: datetime, channel: str = "store", fee: int = 0, **pieces: tuple[str, int]) -> Order:

@@ -497,7 +497,8 @@ async def test_bad_networks_locks_and_messages_at_the_wrong_time_lose_and_double
 async def test_a_connection_whose_other_end_vanished_is_given_up(
     house: House, network: Proxies, path: str
 ) -> None:
-    await start(house)
+    # Each dead connection of the pool is found out for itself, by a command's timeout of eight seconds.
+    await start(house, database_pool="4")
     journal, site = Journal(house, seed=34, timeout=2.0), Site(house, network, random.Random(34))
 
     async def strike() -> None:

@@ -29,6 +29,7 @@ CONNECT_TIMEOUT = 5.0  # seconds
 ACQUIRE_TIMEOUT = 3.0  # seconds to wait for a connection of the pool
 STATEMENT_TIMEOUT = 5.0  # seconds; PostgreSQL ends the statement
 COMMAND_TIMEOUT = 8.0  # seconds; we give the connection up, PostgreSQL did not even answer
+CLOSE_TIMEOUT = 3.0  # seconds that a goodbye may take
 LOCK_TIMEOUT = 1.0  # seconds
 IDLE_TIMEOUT = 10.0  # seconds a transaction may sit idle before PostgreSQL ends it
 
@@ -150,6 +151,14 @@ def _is_json(kind: sa.types.TypeEngine[Any]) -> bool:
     return isinstance(kind, sa.JSON)
 
 
+class _Dropped(asyncpg.Connection):  # type: ignore[misc]
+    """A connection whose goodbye may fail: then it is dropped, which is all that was wanted."""
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as asyncpg has it
+        with suppress(TimeoutError, OSError):
+            await super().close(timeout=CLOSE_TIMEOUT if timeout is None else timeout)
+
+
 class Database:
     """A pool of connections with every timeout set."""
 
@@ -166,6 +175,7 @@ class Database:
                 url,
                 min_size=0,
                 max_size=size,
+                connection_class=_Dropped,
                 timeout=CONNECT_TIMEOUT,
                 command_timeout=command_timeout,
                 max_inactive_connection_lifetime=300,
@@ -196,9 +206,13 @@ class Database:
             async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT) as connection:
                 try:
                     yield connection
-                except (asyncpg.InternalClientError, asyncpg.InterfaceError):
+                except (TimeoutError, asyncpg.InternalClientError, asyncpg.InterfaceError) as error:
                     with suppress(asyncpg.InterfaceError):  # the driver has noticed by itself
                         connection.terminate()
+                    if isinstance(error, TimeoutError):
+                        # PostgreSQL said nothing for longer than it lets a statement run. What took this
+                        # connection has mostly taken the others: each would cost its own timeout.
+                        await self._pool.expire_connections()
                     raise
 
     @asynccontextmanager

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from services.chassis.database import Database, DatabaseUnavailable
 from services.cli.servers import Postgres
+from tests.chaos.proxy import Mode, Proxies
 
 ROWS, MIDDLE = 20_000, 5_000
+POOL = 8  # connections
 
 
 async def test_a_server_killed_in_the_middle_of_a_copy_is_unavailable_until_it_is_back(data: Path) -> None:
@@ -77,6 +80,40 @@ async def test_a_connection_that_cannot_even_be_rolled_back_is_gone(
         await fail()
     assert refused.value.__cause__ is second
     assert await database.ready()
+
+
+async def test_the_first_connection_that_is_found_dead_speaks_for_all_the_others(
+    url: str,
+) -> None:
+    wrong: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+    here = urlsplit(url)
+    with Proxies({"postgres": here.netloc.rsplit("@", 1)[-1]}) as network:
+        beyond = url.replace(f":{here.port}/", f":{network.ports['postgres']}/")
+        database = await Database.open(beyond, size=POOL, name="test", command_timeout=1)
+        try:
+            await together(database)
+            network.set("postgres", Mode.HALF_OPEN)
+            network.set("postgres", Mode.CLEAR)
+            assert not await database.ready()
+            await together(database)
+        finally:
+            await database.close()
+    assert not wrong
+
+
+async def together(database: Database) -> None:
+    """Uses every connection of the pool at once."""
+    all_there = asyncio.Barrier(POOL)
+
+    async def use() -> None:
+        async with database.read() as connection:
+            await connection.execute("SELECT 1")
+            await all_there.wait()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(POOL):
+            group.create_task(use())
 
 
 BACKEND = "SELECT pg_backend_pid()"

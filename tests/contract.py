@@ -170,7 +170,7 @@ def _of_field(field: Any, value: Any) -> Iterator[tuple[str, Mutation]]:
         yield "none", partial(_clear, name)
         if value:
             yield "many", partial(_multiply, name)
-        if field.message_type is None:
+        if value and field.message_type is None:
             for bad in _scalars(field):
                 yield f"[0] is {bad!r:.9}", partial(_set_first, name, bad)
     elif field.message_type is None:

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt.algorithms import OKPAlgorithm
 
 from services.cli.house import House
-from tests.support import Cards, Points
+from tests.support import Cards, Groups, Points
 
-C = TypeVar("C", Points, Cards)
+C = TypeVar("C", Points, Cards, Groups)
 
 
 @dataclass

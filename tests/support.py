@@ -16,6 +16,7 @@ from google.protobuf.json_format import ParseDict
 from google.rpc import error_details_pb2, status_pb2
 from loyalty.activities.v1.activities_service_pb2_grpc import ActivitiesServiceStub
 from loyalty.cards.v1.cards_service_pb2_grpc import CardsServiceStub
+from loyalty.groups.v1.groups_service_pb2_grpc import GroupsServiceStub
 from loyalty.orders.v1.orders_pb2 import Order
 from loyalty.orders.v1.orders_service_pb2_grpc import OrdersServiceStub
 from loyalty.points.v1 import points_service_pb2 as pb
@@ -174,6 +175,14 @@ class Cards(Caller):
     def __init__(self, house: House, token: str | None = None, *, service: str = "cards") -> None:
         super().__init__(house, token, service)
         self.cards = CardsServiceStub(self.channel)
+
+
+class Groups(Caller):
+    """The groups service."""
+
+    def __init__(self, house: House, token: str | None = None, *, service: str = "groups") -> None:
+        super().__init__(house, token, service)
+        self.groups = GroupsServiceStub(self.channel)
 
 
 def apply_programme(house: House, programme: dict[str, Any] | None = None) -> pb.Programme:

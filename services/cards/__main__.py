@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -16,72 +15,36 @@ from services.cards.channels import Closed, PayChannel
 from services.cards.rules import Products
 from services.cards.settings import CardsSettings
 from services.cards.steps import Terms
-from services.cards.subscriptions import CONSUMER, STREAMS, Subscriptions
+from services.cards.subscriptions import STREAMS, Subscriptions
 from services.cards.sweeps import Sweeps
 from services.cards.wechat import KeyFolder, WechatPay
-from services.chassis import clock, server, streams
-from services.chassis.consumer import Consumer
-from services.chassis.database import Database
-from services.chassis.jobs import Jobs, run_job
-from services.chassis.relay import Relay
+from services.chassis import process, server
+from services.chassis.process import Process, Schema
 
-MIGRATIONS = Path(__file__).parent / "migrations"
+SCHEMA = Schema(tables.metadata, Path(__file__).parent / "migrations", tables.grants)
+OWNED = {events.STREAM: events.SUBJECTS}
 SERVICES = ("loyalty.cards.v1.CardsService",)
 
 
 async def build(settings: CardsSettings) -> server.Parts:
     """Wires the service together."""
-    name = server.process_name("cards")
     wechat_pay = _wechat_pay(settings)
-    database = await Database.open(
-        settings.database_url.get_secret_value(), size=settings.database_pool, name=name
-    )
+    own = await Process.open("cards", settings, SCHEMA, store.OUTBOX, OWNED)
+    database, clock = own.database, own.clock
     async with database.read() as connection:
         terms = _terms(settings, await store.epoch(connection))
-    client = await streams.connect(settings.nats_url, name)
-    business = clock.open_clock(settings.test_clock, "cards")
-    jobs = Jobs(tables.jobs, name)
-    relay = Relay(
-        source="cards",
-        database=database,
-        jobs=jobs,
-        client=client,
-        tables=(tables.outbox, tables.stream_erasures),
-        outbox=store.OUTBOX,
-        owned={events.STREAM: events.SUBJECTS},
-        replicas=settings.stream_replicas,
-    )
     products = Products()
-    batches = Batches(database, business, products, terms, relay.wake)
-    subscriptions = Subscriptions(batches)
-    consumers = [
-        Consumer(
-            name=CONSUMER,
-            stream=stream,
-            stream_subjects=stream_subjects,
-            subjects=subjects,
-            handle=subscriptions.handle,
-            database=database,
-            client=client,
-            dead_letters=tables.dead_letters,
-            replicas=settings.stream_replicas,
-        )
-        for stream, (stream_subjects, subjects) in STREAMS.items()
-    ]
-    api = CardsApi(database, business, products, terms, batches, wechat_pay=wechat_pay)
-    sweeps = Sweeps(database, business, batches).jobs()
+    batches = Batches(database, clock, products, terms, own.relay.wake)
+    api = CardsApi(database, clock, products, terms, batches, wechat_pay=wechat_pay)
+    jobs = Sweeps(database, clock, batches).jobs()
     return server.Parts(
         domain="cards.loyalty",
         methods=METHODS,
         servicers=[partial(add_CardsServiceServicer_to_server, api)],
         services=SERVICES,
-        background={
-            "relay": relay.run,
-            **{f"consumer of {consumer.stream}": consumer.run for consumer in consumers},
-            **{job.name: partial(run_job, database, jobs, job) for job in sweeps},
-        },
+        background=own.background(STREAMS, Subscriptions(batches).handle, jobs),
         ready=database.ready,
-        close=[client.close, database.close],
+        close=own.close,
     )
 
 
@@ -103,22 +66,5 @@ def _wechat_pay(settings: CardsSettings) -> PayChannel:
     )
 
 
-def main() -> None:
-    """Serves, or migrates and exits."""
-    settings = CardsSettings()
-    match sys.argv[1:]:
-        case ["serve"]:
-            server.run(settings, "cards", lambda: build(settings))
-        case ["migrate"]:
-            from services.chassis import migrations  # noqa: PLC0415 - Alembic, a quarter of a start's CPU
-
-            owner = settings.owner_url or settings.database_url
-            migrations.upgrade(
-                owner.get_secret_value(), MIGRATIONS, tables.metadata, tables.grants(settings.database_role)
-            )
-        case _:
-            sys.exit("usage: python -m services.cards serve | migrate")
-
-
 if __name__ == "__main__":
-    main()
+    process.main("cards", CardsSettings, SCHEMA, build)

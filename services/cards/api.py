@@ -46,6 +46,7 @@ from services.cards.errors import (
     GiftCodeUnknown,
     MemberUnknown,
     PaymentAlreadyTold,
+    ProductInvalid,
     ProductUnknown,
 )
 from services.cards.rules import Products
@@ -54,7 +55,7 @@ from services.chassis import pagination
 from services.chassis.auth import CALLER, Access, MemberAccess
 from services.chassis.clock import Clock, wall
 from services.chassis.database import Connection, Database, Row, shielded
-from services.chassis.errors import RequestIdReused
+from services.chassis.errors import RequestIdReused, Violation
 from services.chassis.requests import payload_hash
 from services.chassis.telemetry import TRACEPARENT
 from services.chassis.timestamps import instant, timestamp
@@ -562,10 +563,16 @@ def _at_time(request: pb.CheckEntitlementsRequest | pb.QuoteOrderRequest) -> dat
 
 
 async def _next(connection: Connection, put: pb.Product, now: datetime) -> pb.Product:
-    """The version to be put; nobody else puts one until commit. Raises FamilyFixed."""
+    """The version to be put; nobody else puts one until commit. Raises FamilyFixed, ProductInvalid."""
     last = await store.lock_last_product(connection, put.code)
     if last is not None and last["family"] != put.family:
         raise FamilyFixed(family=last["family"])
+    for row in await store.product_page(connection, put.family, withdrawn=True, after=None, most=1):
+        # A card adds up what its periods cost and save; so each of the family is as the first one was.
+        currency_code = pb.Product.FromString(row["body"]).currency_code
+        if put.currency_code != currency_code:
+            fault = Violation("product.currency_code", f"the family is priced in {currency_code}")
+            raise ProductInvalid(violations=[fault])
     product = pb.Product()
     product.CopyFrom(put)
     product.version = 1 if last is None else last["version"] + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from services.cards import rules, service
@@ -50,6 +50,9 @@ class Batches:
     async def post(self, command: Command) -> Answer:
         """Writes a command: with others, or, where its order's price may take long, by itself."""
         if isinstance(command, Redeem) and not _small(command.bill):
+            # Searched for before the member is locked: under the lock it is only seen whether it still holds.
+            price = await self.price(command.member_id, command.bill, None)
+            command = replace(command, solved=price.solved)
             answers = await shielded(lambda: self._post([command], in_thread=True))
             if isinstance(answers[0], ServiceError):
                 raise answers[0]

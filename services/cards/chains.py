@@ -227,14 +227,17 @@ def refund(step: Step, command: RefundCard) -> pb.RefundCardResponse:
 def _pay_back(step: Step, kept: KeptCard, minor: int) -> None:
     """Makes an amount due of what was paid for a card: of the newest payments, of each at most what it was.
 
-    What an upgrade's credit was worth came from the payments before it.
+    What an upgrade's credit was worth came from the payments before it. What was kept of a payment when the
+    card was given back before is used up: each is paid back once.
     """
     wallet, left = step.wallet, minor
-    paid = [each for each in wallet.payments.values() if each.applied and _of_card(step, each, kept)]
-    for payment in sorted(paid, key=lambda each: (each.payment.paid, each.create_time), reverse=True):
-        part = min(left, payment.payment.amount_minor - payment.due)
+    applied = (each for each in wallet.payments.values() if each.applied and not each.due)
+    paid = [each for each in applied if _of_card(step, each, kept)]
+    newest = sorted(paid, key=lambda each: (each.payment.paid, each.create_time, each.name), reverse=True)
+    for payment in newest:
+        part = min(left, payment.payment.amount_minor)
         if part:
-            make_due(step, replace(payment, due=payment.due + part))
+            make_due(step, replace(payment, due=part))
             left -= part
     assert not left  # noqa: S101 - nothing is given back that was not paid
 
@@ -261,7 +264,7 @@ def shown(step: Step, card_id: str) -> pb.Card:
 
 
 def upcoming(step: Step) -> Iterator[Due]:
-    """Rests that end by themselves, and cards that end, or will within days."""
+    """Rests that end by themselves, and cards that end, or will within days: what is over is not ahead."""
     for kept in step.wallet.cards.values():
         card = kept.card
         if card.rest is not None:
@@ -271,7 +274,7 @@ def upcoming(step: Step) -> Iterator[Due]:
         if last is None:
             continue
         if kept.expired_told != last.over:
-            if kept.expiring_told != last.over:
+            if kept.expiring_told != last.over and step.at < last.over:
                 yield Due(
                     days_after(last.over, -TELL_EXPIRY_DAYS, step.zone), partial(_expiring, step, kept, last)
                 )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from services.cards.domain.basket import Offer, Quote
 from services.cards.domain.payments import Payment
 from services.cards.domain.wallet import PaymentName
 from services.cards.rules import Bill
@@ -24,6 +25,14 @@ class Command:
     actor: str
     event: InboxKey | None = None
     traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """The best price of an order under offers."""
+
+    offers: Sequence[Offer]
+    quote: Quote
 
 
 # --- buying -------------------------------------------------------------------------------------------
@@ -119,10 +128,14 @@ class ResumeCard(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redeem(Command):
-    """Use benefits for an order that saves no less than was shown, in minor units."""
+    """Use benefits for an order that saves no less than was shown, in minor units.
+
+    `solved` is its best price as of a moment ago: it still is, while the offers are the same.
+    """
 
     bill: Bill
     expected_saved_minor: int
+    solved: Solved | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +256,6 @@ class Settle(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReturnGift(Command):
-    """Pay a gift back that nobody claimed in time."""
+    """Give back what a gift cost that nobody claimed in time."""
 
     order_id: str

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from loyalty.cards.v1 import cards_events_pb2 as epb
 from loyalty.cards.v1 import cards_service_pb2 as pb
@@ -30,7 +30,7 @@ from services.cards.domain.wallet import (
     Reward,
     UseEnding,
 )
-from services.chassis.outbox import Event, event
+from services.chassis.outbox import About, Event, announcement
 from services.chassis.timestamps import timestamp
 
 STREAM = "CARDS"
@@ -305,30 +305,7 @@ def redemption(kept: KeptUse, at: datetime) -> pb.Redemption:
 # --- what is announced --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class About:
-    """What every event begins with. `version` counts the events of what it is about, as the contract says."""
-
-    member_id: str
-    occur_time: datetime
-    epoch: int
-    version: int
-    traceparent: str
-
-
-Make = Callable[[About, Any], Event]
-
-
-def _event(about: About, kind: type[Message], **fields: Any) -> Event:
-    message = kind(
-        member_id=about.member_id,
-        occur_time=timestamp(about.occur_time),
-        epoch=about.epoch,
-        version=about.version,
-        **fields,
-    )
-    name = kind.DESCRIPTOR.full_name
-    return event(STREAM, name, about.member_id, message.SerializeToString(), about.traceparent)
+_event = partial(announcement, STREAM)
 
 
 def card_ordered(about: About, ordered: KeptOrder) -> Event:

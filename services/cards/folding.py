@@ -152,8 +152,10 @@ class Fold:
 
     def _apply(self, command: Command) -> bytes | None:
         step = Step(self._scene, command)
-        # What is due happened before this command; if the command is refused it waits for the next one.
-        settle(step)
+        due = step.wallet.next_due_time
+        if due is not None and due <= step.at:
+            # It happened before this command; if the command is refused it waits for the next one.
+            settle(step)
         message = HANDLERS[type(command)](step, command)
         settle(step, step.at)
         self._keep(step)

@@ -27,7 +27,6 @@ from services.cards.errors import (
     NotForMoney,
     ProductUnknown,
     ProductWithdrawn,
-    RenewalClosed,
     RenewalUnknown,
 )
 from services.cards.steps import Due, Step
@@ -80,12 +79,9 @@ def record_notice(step: Step, command: RecordNotice) -> pb.Renewal:
     noticed = renewals.record_notice(
         kept.renewal, command.notice_time, command.amount_minor, step.at, step.zone
     )
-    product = step.product(kept.product_code)
-    if product.currency_code != kept.currency_code:  # no amount that was announced can be asked for
-        raise RenewalClosed(renewal_id=kept.renewal_id)
     order = orders.open_order(
         step,
-        product,
+        step.product(kept.product_code),
         noticed.amount_minor,
         renewal_id=kept.renewal_id,
         pay_deadline=noticed.charge_until,
@@ -155,7 +151,11 @@ def end(step: Step, card_id: str) -> KeptRenewal | None:
 
 
 def _sign(step: Step, card: KeptCard, contract: Contract, last: Segment) -> None:
+    """Signs the renewal of a card's end; what money no longer buys ends the contract."""
     product = step.product(contract.product_code)
+    if not product.price_minor:
+        step.keep(replace(card, contract=None))
+        return
     coming = Renewal.of(last.over, last.grace_days, product.price_minor, step.zone)
     kept = KeptRenewal(
         renewal_id=new_id("rnw"),
@@ -197,12 +197,12 @@ def _last(step: Step, card: KeptCard) -> Segment | None:
 
 
 def upcoming(step: Step) -> Iterator[Due]:
-    """Renewals that the member is to be told of, and those that fail."""
+    """Renewals that the member is to be told of, unless it is too late for that, and those that fail."""
     for kept in step.wallet.renewals.values():
         coming = kept.renewal
         if coming.outcome is not None:
             continue
-        if not kept.told and coming.noticed is None:
+        if not kept.told and coming.noticed is None and step.at < coming.charge_until:
             yield Due(coming.notice_due, partial(_tell, step, kept))
         yield Due(coming.charge_until, partial(_fail, step, kept))
 

@@ -104,11 +104,16 @@ def gift_order(step: Step, command: GiftOrder) -> pb.GiftCardResponse:
 
 
 def cancel_order(step: Step, command: CancelOrder) -> pb.CardOrder:
-    """Cancels an order that is not paid. Raises CardOrderUnknown, OrderSettling, OrderPaid."""
+    """Cancels an order that is not paid, and with that of a renewal what was signed.
+
+    Raises CardOrderUnknown, OrderSettling, OrderPaid.
+    """
     kept = step.order(command.order_id)
     cancelled = payments.cancel(kept.order, step.at)
     if cancelled is not kept.order:
         kept = orders.end(step, kept, cancelled)
+        if kept.renewal_id:  # it could only be charged by this order
+            renewing.end(step, kept.card_id)
     return events.card_order(command.member_id, kept, step.at)
 
 
@@ -302,7 +307,7 @@ def activate_gift(step: Step, command: ActivateGift) -> pb.Card:
 
 
 def return_gift(step: Step, command: ReturnGift) -> None:
-    """Pays a gift back that nobody claimed in time, as far as money paid it."""
+    """Gives back what a gift cost that nobody claimed in time: money, or points."""
     claim = _gift_of(step, command.order_id)
     if not claim.paid or claim.claimed_by or claim.refunded or step.at < claim.claim_until:
         return
@@ -310,6 +315,9 @@ def return_gift(step: Step, command: ReturnGift) -> None:
     for payment in list(step.wallet.payments.values()):
         if payment.order_id == command.order_id and payment.applied:
             chains.make_due(step, replace(payment, due=payment.payment.amount_minor))
+    kept = step.order(command.order_id)
+    if kept.order.by_points:
+        step.announce(kept, events.card_order_settled, (kept.order_id, Settlement.RELEASE))
 
 
 def _gift_of(step: Step, order_id: str) -> GiftClaim:

@@ -13,7 +13,6 @@ from datetime import datetime
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
-from services.cards import events
 from services.cards.commands import Command
 from services.cards.domain.cards import Segment
 from services.cards.domain.places import Places
@@ -156,14 +155,14 @@ class Step:
                 wallet.rewards[record.reward_id] = record
 
     def announce(
-        self, record: Counted, make: events.Make, what: Any, occur: datetime | None = None
+        self, record: Counted, make: outbox.Make, what: Any, occur: datetime | None = None
     ) -> Counted:
         """Announces something about a record, which counts its events, and keeps and returns it counted.
 
         `occur` is when it happened, where that was before now.
         """
         counted = replace(record, version=record.version + 1)
-        about = events.About(
+        about = outbox.About(
             self.wallet.member_id,
             occur or self.at,
             self.scene.terms.epoch,

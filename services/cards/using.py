@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import datetime
 from functools import partial
 from zoneinfo import ZoneInfo
@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 from loyalty.cards.v1 import cards_service_pb2 as pb
 
 from services.cards import events, rules
-from services.cards.commands import ConfirmUses, OrderRefunded, Redeem, ReverseUses
+from services.cards.commands import ConfirmUses, OrderRefunded, Redeem, ReverseUses, Solved
 from services.cards.domain import quotas, search
 from services.cards.domain.basket import Quote, Taken
 from services.cards.domain.books import KeptWindow
@@ -65,16 +65,33 @@ def _giver(kept: KeptCard, wallet: Wallet, products: Products, at: datetime, zon
 class Price:
     """What an order costs, and what gives the benefits that lower it, by card and benefit."""
 
-    quote: Quote
+    solved: Solved
     given: Mapping[tuple[str, str], Entitlement]
 
+    @property
+    def quote(self) -> Quote:
+        """What it costs."""
+        return self.solved.quote
 
-def price(wallet: Wallet, bill: Bill, products: Products, at: datetime, zone: ZoneInfo) -> Price:
-    """The best price of an order: what QuoteOrder shows, and what RedeemBenefits takes."""
+
+def price(
+    wallet: Wallet,
+    bill: Bill,
+    products: Products,
+    at: datetime,
+    zone: ZoneInfo,
+    *,
+    known: Solved | None = None,
+) -> Price:
+    """The best price of an order: what QuoteOrder shows, and what RedeemBenefits takes.
+
+    Only where the offers are other than those under which it is known, it is searched for.
+    """
     given = entitlements(wallet, products, at, zone)
     offers = rules.offers(given, bill, products)
-    quote = search.quote(bill.lines, bill.delivery_fee, offers)
-    return Price(quote, {(one.card_id, one.benefit.code): one for one in given})
+    if known is None or list(map(astuple, known.offers)) != list(map(astuple, offers)):
+        known = Solved(offers, search.quote(bill.lines, bill.delivery_fee, offers))
+    return Price(known, {(one.card_id, one.benefit.code): one for one in given})
 
 
 # --- reserving ----------------------------------------------------------------------------------------
@@ -86,7 +103,7 @@ def redeem(step: Step, command: Redeem) -> pb.RedeemBenefitsResponse:
     known = step.wallet.baskets.get(bill.order_id)
     if known is not None and _live(step, known):
         raise OrderAlreadyRedeemed(order_id=bill.order_id)
-    found = price(step.wallet, bill, step.scene.compiled, step.at, step.zone)
+    found = price(step.wallet, bill, step.scene.compiled, step.at, step.zone, known=command.solved)
     quote = found.quote
     if quote.saved < command.expected_saved_minor:
         raise QuoteChanged(expected_saved_minor=command.expected_saved_minor, saved_minor=quote.saved)

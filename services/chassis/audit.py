@@ -70,16 +70,20 @@ class Rows:
     where: sa.ColumnElement[bool] | None = None
     member: str = "member_id"
     """The column that says whose they are."""
+    bucketed: bool = True
+    """Whether they are in the order of buckets; what is not a member's is all as in the first."""
 
     @property
     def query(self) -> str:
         """By bucket and member."""
         key = self.table.c[self.member].label("member_id")
         chosen = self.columns or [c for c in self.table.c if c.name not in ("bucket", self.member)]
-        query = sa.select(self.table.c.bucket, key, *chosen)
+        bucket = self.table.c.bucket if self.bucketed else sa.literal_column("0").label("bucket")
+        query = sa.select(bucket, key, *chosen)
         if self.where is not None:
             query = query.where(self.where)
-        return Statement(query.order_by(self.table.c.bucket, sa.collate(key, "C"), *self.order)).text
+        first = [self.table.c.bucket] if self.bucketed else []
+        return Statement(query.order_by(*first, sa.collate(key, "C"), *self.order)).text
 
 
 async def by_member(

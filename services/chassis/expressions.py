@@ -17,6 +17,8 @@ from cel_expr_python import cel
 os.environ.setdefault("TZDIR", str(Path(tzdata.__file__).parent / "zoneinfo"))
 
 STRING = cel.Type.STRING
+STRINGS = cel.Type.List(STRING)
+TEXTS_BY_KEY = cel.Type.Map(STRING, STRING)
 TIMESTAMP = cel.Type.TIMESTAMP
 Facts: TypeAlias = cel.Activation
 
@@ -41,6 +43,20 @@ class Expression:
         result = value.value()
         if result is True or result is False:
             return bool(result)
+        raise _failure(value)
+
+
+class Text:
+    """A text that follows from named, typed facts."""
+
+    def __init__(self, compiled: cel.Expression) -> None:
+        self._compiled = compiled
+
+    def value(self, facts: Facts) -> str:
+        """What it is. Raises EvaluationFailed."""
+        value = self._compiled.eval(facts)
+        if value.type() == STRING:
+            return str(value.value())
         raise _failure(value)
 
 
@@ -101,10 +117,11 @@ class Vocabulary:
 
     def compile(self, text: str) -> Expression:
         """A condition. Raises ExpressionInvalid with the place of the fault."""
-        compiled = self._compile(text)
-        if compiled.return_type() != cel.Type.BOOL:
-            raise ExpressionInvalid(f"1:1: must be a bool, is {compiled.return_type().name()}")
-        return Expression(compiled)
+        return Expression(self._compile_as(cel.Type.BOOL, text))
+
+    def compile_text(self, text: str) -> Text:
+        """An expression whose value is a text. Raises ExpressionInvalid with the place of the fault."""
+        return Text(self._compile_as(STRING, text))
 
     def compile_each(self, text: str, name: str, of: str) -> Selection:
         """A condition that was found valid, over each `name` of the list `of`.
@@ -123,6 +140,13 @@ class Vocabulary:
     def facts(self, values: Mapping[str, Any]) -> Facts:
         """Values for one or more evaluations."""
         return self._environment.Activation(values)
+
+    def _compile_as(self, wanted: cel.Type, text: str) -> cel.Expression:
+        compiled = self._compile(text)
+        if compiled.return_type() != wanted:
+            found = compiled.return_type().name()
+            raise ExpressionInvalid(f"1:1: must be a {wanted.name().lower()}, is {found}")
+        return compiled
 
     def _compile(self, text: str) -> cel.Expression:
         try:

@@ -6,16 +6,19 @@ A position is drawn after the rows that order it are locked, so a member's event
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
+from google.protobuf.message import Message
 
 from services.chassis.clock import wall
 from services.chassis.database import Connection, Insert, Row, Statement, rows_of
 from services.chassis.errors import FailedPrecondition
 from services.chassis.ids import bucket, new_id
+from services.chassis.timestamps import timestamp
 
 MAX_BODY = 512 * 1024  # bytes; NATS takes 1 MiB, and nothing may block the relay
 
@@ -41,6 +44,39 @@ def event(stream: str, subject: str, entity_key: str, body: bytes, traceparent: 
     if len(body) > MAX_BODY:
         raise EventTooLarge(bytes=len(body), limit=MAX_BODY)
     return Event(stream, subject, entity_key, body, new_id("evt"), traceparent)
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What every event begins with. `version` counts the events of what it is about, `entity_key`."""
+
+    entity_key: str
+    occur_time: datetime
+    epoch: int
+    version: int
+    traceparent: str
+
+
+Make = Callable[[About, Any], Event]
+"""Makes an event of a fact."""
+
+
+def announcement(
+    stream: str, about: About, kind: type[Message], *, names: str = "member_id", **fields: Any
+) -> Event:
+    """An event about a member, or what else the field of these `names` says; `fields` are the others.
+
+    Raises EventTooLarge.
+    """
+    message = kind(
+        **{names: about.entity_key},
+        occur_time=timestamp(about.occur_time),
+        epoch=about.epoch,
+        version=about.version,
+        **fields,
+    )
+    name = kind.DESCRIPTOR.full_name
+    return event(stream, name, about.entity_key, message.SerializeToString(), about.traceparent)
 
 
 POSITION = "outbox_position"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import ipaddress
-import os
 import signal
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -209,8 +208,3 @@ async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN)
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def process_name(service: str) -> str:
-    """Names this process among the replicas."""
-    return f"{service}-{os.uname().nodename}-{os.getpid()}"

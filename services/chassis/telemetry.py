@@ -38,6 +38,7 @@ CONSUMED = Counter("consumer_messages", "Messages done with, by outcome.", ["str
 CONSUMER_LAG = Gauge("consumer_pending", "Messages that wait to be consumed.", ["stream"])
 JOB_RUNS = Counter("job_runs", "Runs of periodic work, by outcome.", ["job", "outcome"])
 OVERDUE = Gauge("overdue", "Things that others should have ended by now, as last looked for.", ["what"])
+EVALUATED = Counter("members_evaluated", "Members looked at anew since the terms that concern them changed.")
 RULE_ERRORS = Counter("rule_errors", "Conditions that failed to evaluate.", ["rule"])
 
 _tracer: Any = None  # opentelemetry's, once started

@@ -21,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from services.chassis.errors import ServiceError
-from services.cli import apply, clockwork, events, export, tokens
+from services.cli import apply, chats, clockwork, events, export, sites, tokens
 from services.cli.clockwork import instant
 from services.cli.house import POLL, SERVICES, House, running
 from services.cli.place import DEFAULT, Failure, HouseOption, JsonOption, err, find, refusal
@@ -33,6 +33,8 @@ app.command("token")(tokens.token)
 app.add_typer(clockwork.app, name="clock")
 app.add_typer(export.app, name="export")
 app.add_typer(events.app, name="events")
+app.add_typer(chats.app, name="groups")
+app.add_typer(sites.app, name="sites")
 
 # Their help and options are their own; their imports need the extra `house`, other commands do not.
 _WHOLE = {"allow_extra_args": True, "ignore_unknown_options": True}

@@ -1,7 +1,8 @@
 """`loyalty apply`: a brand's programme from a file, checked whole, shown as a diff, put once.
 
-Each top-level key is a service's part: `points` has its programme, `cards` its products. A part that is not
-in the file stays as it is, and so does a product that the file does not name: to end its sale, withdraw it.
+Each top-level key is a service's part: `points` has its programme, `cards` its products, `groups` its own
+programme, sites and schemes. A part that is not in the file stays as it is, and so does a product, site or
+scheme that the file does not name: to end its sale, withdraw it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence, Set
+import uuid
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,13 +26,25 @@ from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from loyalty.cards.v1 import cards_service_pb2 as cards_pb
+from loyalty.groups.v1 import groups_service_pb2 as groups_pb
 from loyalty.points.v1 import points_service_pb2 as points_pb
 
-from services.cli.place import Cards, Failure, HouseOption, JsonOption, Points, cards, points, refusal
+from services.cli.place import (
+    Cards,
+    Failure,
+    Groups,
+    HouseOption,
+    JsonOption,
+    Points,
+    cards,
+    groups,
+    points,
+    refusal,
+)
 
-SERVICES = ("points", "cards")
-OUTPUT_ONLY = ("version", "create_time")
-PAGE = 1_000  # products read at once
+SERVICES = ("points", "cards", "groups")
+OUTPUT_ONLY = ("version", "create_time", "update_time")
+PAGE = 1_000  # products, or schemes, read at once
 _TRUTHS = {"true": True, "false": False}
 
 
@@ -69,7 +83,10 @@ class Draft:
 
 @dataclass(frozen=True)
 class Change:
-    """A draft beside the newest version of it, which may not be in force yet; version 0 is none."""
+    """A draft beside the newest version of it, which may not be in force yet; version 0 is none.
+
+    Of what is kept in no versions, as sites are, it stands beside what there is.
+    """
 
     draft: Draft
     before: Any
@@ -84,7 +101,8 @@ class Change:
     def put(self, file: Path, *, validate_only: bool) -> int:
         """Puts the draft, or only has it checked; returns the version that it gets. Raises Faulty."""
         body = self.draft.said.SerializeToString(deterministic=True)
-        digest = hashlib.sha256(str(self.before.version).encode() + b"\0" + body).hexdigest()
+        before = self.before.SerializeToString(deterministic=True)
+        digest = hashlib.sha256(before + b"\0" + body).hexdigest()
         try:
             answer = self.send(request_id=f"apply-{digest[:40]}", validate_only=validate_only)
         except grpc.RpcError as error:
@@ -92,7 +110,12 @@ class Change:
             if not violations:
                 raise
             raise Faulty([located(self.draft, file, path, text) for path, text in violations]) from None
-        return int(answer.version)
+        return _version(answer)
+
+
+def _version(message: Any) -> int:
+    """The number of a version; 0 where there is none yet, or where none are kept."""
+    return int(getattr(message, "version", 0))
 
 
 def apply(
@@ -111,6 +134,8 @@ def apply(
                 changes += against_programme(channels.enter_context(points(house)), drafts["points"])
             if "cards" in drafts:
                 changes += against_products(channels.enter_context(cards(house)), drafts["cards"])
+            if "groups" in drafts:
+                changes += against_groups(channels.enter_context(groups(house)), drafts["groups"])
             outcomes = put(changes, file, dry_run=dry_run)
     except Faulty as failure:
         if as_json:
@@ -121,18 +146,19 @@ def apply(
         return
     for name, outcome in outcomes.items():
         typer.echo(outcome["diff"], nl=False)
+        version = outcome["version"]
         if not outcome["changed"]:
-            typer.echo(f"{name}: unchanged, version {outcome['version']} says the same")
+            typer.echo(f"{name}: unchanged" + (f", version {version} says the same" if version else ""))
         elif dry_run:
-            typer.echo(f"{name}: valid, would become version {outcome['version']}")
+            typer.echo(f"{name}: valid" + (f", would become version {version}" if version else ""))
         else:
-            typer.echo(f"{name}: version {outcome['version']} is put")
+            typer.echo(f"{name}: version {version} is put" if version else f"{name}: is put")
 
 
 def put(changes: Sequence[Change], file: Path, *, dry_run: bool) -> dict[str, dict[str, Any]]:
     """Puts what changes something, after all of it was found valid. Raises Faulty with every fault."""
     changing = [change for change in changes if change.diff]
-    versions = {change.draft.name: int(change.before.version) for change in changes}
+    versions = {change.draft.name: _version(change.before) for change in changes}
     faults: list[Fault] = []
     for change in changing:
         try:
@@ -186,10 +212,91 @@ def _put_product(service: Cards, product: cards_pb.Product, **how: Any) -> cards
     return service.call(service.stub.PutProduct, cards_pb.PutProductRequest(product=product, **how))
 
 
+def against_groups(service: Groups, drafts: Sequence[Draft]) -> Iterator[Change]:
+    """A programme, sites and schemes beside what there is of them."""
+    newest: dict[str, groups_pb.Scheme] = {}
+    request = groups_pb.ListSchemesRequest(page_size=PAGE, include_withdrawn=True)
+    while True:
+        page = service.call(service.stub.ListSchemes, request)
+        newest |= {scheme.scheme_id: scheme for scheme in page.schemes}
+        if not page.next_page_token:
+            break
+        request.page_token = page.next_page_token
+    told: set[str] = set()  # sites and schemes that the file names before
+    for draft in drafts:
+        match draft.said:
+            case groups_pb.Programme():
+                yield Change(draft, _rules(service), partial(_put_rules, service, draft.said))
+            case groups_pb.Site():
+                yield Change(
+                    _as_kept(service, draft), _site(service, draft), partial(_put_site, service, draft.said)
+                )
+                told.add(draft.said.site_id)
+            case groups_pb.Scheme():
+                before = newest.get(draft.said.scheme_id, groups_pb.Scheme())
+                yield Change(draft, before, partial(_put_scheme, service, draft.said, frozenset(told)))
+                told.add(draft.said.scheme_id)
+
+
+def _rules(service: Groups) -> groups_pb.Programme:
+    try:
+        return service.call(service.stub.GetProgramme, groups_pb.GetProgrammeRequest())
+    except grpc.RpcError as error:
+        _check_absent(error)
+        return groups_pb.Programme()
+
+
+def _site(service: Groups, draft: Draft) -> groups_pb.Site:
+    try:
+        return service.call(service.stub.GetSite, groups_pb.GetSiteRequest(site_id=draft.said.site_id))
+    except grpc.RpcError as error:
+        _check_absent(error)
+        return groups_pb.Site()
+
+
+def _check_absent(error: Any) -> None:
+    """That something is not there, or is named so that it cannot be. Raises what else it is."""
+    if error.code() not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+        raise error
+
+
+def _as_kept(service: Groups, draft: Draft) -> Draft:
+    """The site as the service would keep it, whose datum is another; as it is, where it is faulty."""
+    try:
+        kept = _put_site(service, draft.said, request_id=f"apply-{uuid.uuid4().hex}", validate_only=True)
+    except grpc.RpcError:
+        return draft
+    kept.ClearField("update_time")
+    return replace(draft, said=kept)
+
+
+def _put_rules(service: Groups, programme: groups_pb.Programme, **how: Any) -> groups_pb.Programme:
+    request = groups_pb.PutProgrammeRequest(programme=programme, **how)
+    return service.call(service.stub.PutProgramme, request)
+
+
+def _put_site(service: Groups, site: groups_pb.Site, **how: Any) -> groups_pb.Site:
+    return service.call(service.stub.PutSite, groups_pb.PutSiteRequest(site=site, **how))
+
+
+def _put_scheme(
+    service: Groups, scheme: groups_pb.Scheme, told: Collection[str], *, validate_only: bool, **how: Any
+) -> groups_pb.Scheme:
+    """Where it is only checked it may name what the file puts before it."""
+    sent = groups_pb.Scheme()
+    sent.CopyFrom(scheme)
+    for name in ("default_site_id", "successor_scheme_id") if validate_only else ():
+        if getattr(sent, name) in told:
+            sent.ClearField(name)
+    request = groups_pb.PutSchemeRequest(scheme=sent, validate_only=validate_only, **how)
+    return service.call(service.stub.PutScheme, request)
+
+
 def difference(name: str, before: Any, after: Message) -> str:
     """A unified diff of what the two say; when it holds counts only if `after` says so."""
     ignored = {*OUTPUT_ONLY, "effective_time"} - {field.name for field, _ in after.ListFields()}
-    was = f"{name}, version {before.version}" if before.version else "nothing"
+    version = _version(before)
+    was = f"{name}, version {version}" if version else (name if before.ListFields() else "nothing")
     lines = difflib.unified_diff(_lines(before, ignored), _lines(after, ignored), was, f"{name} in the file")
     return "".join(lines)
 
@@ -213,7 +320,7 @@ class Reader:
 
     def drafts(self) -> dict[str, list[Draft]]:
         """What the file says, by service. Raises Faulty."""
-        read = {"points": self._programme, "cards": self._products}
+        read = {"points": self._programme, "cards": self._products, "groups": self._groups}
         drafts = {name: list(read[name](node)) for name, node in self._parts().items()}
         if self._faults:
             raise Faulty(self._faults)
@@ -248,21 +355,43 @@ class Reader:
         yield Draft("points", programme, node)
 
     def _products(self, node: yaml.Node) -> Iterator[Draft]:
+        parts = self._fields(node, ("products",))
+        yield from self._listed(parts.get("products", node), "products", cards_pb.Product, "code", "cards")
+
+    def _groups(self, node: yaml.Node) -> Iterator[Draft]:
+        parts = self._fields(node, ("programme", "sites", "schemes"))
+        if "programme" in parts:
+            programme = groups_pb.Programme()
+            self._fill(programme, parts["programme"], "programme")
+            yield Draft("groups", programme, parts["programme"], "programme")
+        if "sites" in parts:
+            yield from self._listed(parts["sites"], "sites", groups_pb.Site, "site_id", "groups/site")
+        if "schemes" in parts:
+            yield from self._listed(parts["schemes"], "schemes", groups_pb.Scheme, "scheme_id", "groups")
+
+    def _fields(self, node: yaml.Node, known: Sequence[str]) -> dict[str, yaml.Node]:
+        """What a part has under the names that it may have."""
         parts = {str(key.value): (key, value) for key, value in _pairs(node)}
         for name, (key, _) in parts.items():
-            if name != "products":
-                self._fault(key, name, "there is no such field; known: products")
-        _, products = parts.get("products", (node, node))
-        if not isinstance(products, yaml.SequenceNode):
-            return self._fault(products, "products", "must be a list")
-        codes: set[str] = set()
-        for index, item in enumerate(products.value):
-            product, path = cards_pb.Product(), f"products[{index}]"
-            self._fill(product, item, path)
-            if product.code in codes:
-                self._fault(item, f"{path}.code", f"{product.code} is listed twice")
-            codes.add(product.code)
-            yield Draft(f"cards/{product.code}", product, item, path)
+            if name not in known:
+                self._fault(key, name, f"there is no such field; known: {', '.join(known)}")
+        return {name: value for name, (_, value) in parts.items() if name in known}
+
+    def _listed(
+        self, node: yaml.Node, field: str, kind: type[Message], key: str, prefix: str
+    ) -> Iterator[Draft]:
+        """A list of what is named by `key`."""
+        if not isinstance(node, yaml.SequenceNode):
+            return self._fault(node, field, "must be a list")
+        names: set[str] = set()
+        for index, item in enumerate(node.value):
+            said, path = kind(), f"{field}[{index}]"
+            self._fill(said, item, path)
+            name = getattr(said, key)
+            if name in names:
+                self._fault(item, f"{path}.{key}", f"{name} is listed twice")
+            names.add(name)
+            yield Draft(f"{prefix}/{name}", said, item, path)
         return None
 
     def _fill(self, message: Message, node: yaml.Node, path: str) -> None:

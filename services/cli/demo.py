@@ -1,114 +1,135 @@
-"""`loyalty demo`: one real month through the whole house, and the proof that it came out right."""
+"""`loyalty demo`: a real month and two stories through the whole house, and the proof that all is right."""
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import grpc
 import nats
 import polars as pl
 import stamina.instrumentation
 import typer
 import yaml
+from google.protobuf import descriptor_pool
 from google.protobuf.json_format import ParseDict
-from loyalty.points.v1 import points_events_pb2
-from loyalty.points.v1 import points_service_pb2 as pb
+from google.protobuf.message_factory import GetMessageClass
+from loyalty.cards.v1 import cards_events_pb2 as _cards_events_pb2  # noqa: F401 - known to the pool
+from loyalty.cards.v1 import cards_service_pb2 as cards_pb
+from loyalty.points.v1 import points_service_pb2 as points_pb
 from loyalty.points.v1.points_events_pb2 import PointsPosted
-from loyalty.points.v1.points_service_pb2_grpc import PointsServiceStub
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from rich.console import Console
 from rich.table import Table
 
+from services.cards import audit as of_cards
+from services.chassis import operations
 from services.chassis.audit import Report
 from services.cli import baskets, replay
 from services.cli.house import House
-from services.cli.story import MEMBER, Scene, Teller
-from services.points.audit import CHECKS, audit
+from services.cli.stories import Scene, Stage, cards, points, stage
+from services.points import audit as of_points
 
 EVE = datetime(2016, 12, 31, 4, 0, tzinfo=UTC)  # where the clock stands when the programme is put
 MONTH = (date(2017, 1, 1), date(2017, 1, 31))
-SHOWN = 12  # events printed
+SHOWN = 12  # events printed of each stream, and faults
 ARRIVAL = 60.0  # seconds that the last event gets to arrive
-CALL_TIMEOUT = 10.0  # seconds
+AUDITS = {"points": of_points.audit, "cards": of_cards.audit}
+# The check that sees every event which a service wrote.
+WRITTEN = {"points": of_points.CHECKS["outbox"], "cards": of_cards.CHECKS["events"]}
+# What is printed of an event, where it has that.
+TELLING = ("plan_id", "benefit_code", "amount_minor", "paid_minor", "saved_minor", "refund_minor")
 
 
 def command(
-    programme: Annotated[Path, typer.Option(help="The programme of the month.")] = replay.PROGRAMME,
+    programme: Annotated[Path, typer.Option(help="The programme, and the cards on sale.")] = replay.PROGRAMME,
 ) -> None:
-    """Run one real month on servers of its own, verify every balance, and print what came out."""
+    """Run one real month and two stories on servers of their own, verify all, and print what came out."""
     stamina.instrumentation.set_on_retry_hooks([])
     console = Console()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="loyalty-demo-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL does not run as root: its user must get in
-        house = House(Path(folder), services=("points",))
+        house = House(Path(folder), services=tuple(AUDITS))
         try:
-            with _step(console, "Starting PostgreSQL, NATS and the points service"):
+            with _step(console, "Starting PostgreSQL, NATS, points and cards"):
                 house.start(EVE)
-            differences = _story(console, house, programme, started)
+            with stage(house) as on:
+                played = _play(console, on, programme)
+            proofs = prove(console, house)
         finally:
             house.close()
-    if differences:
+    _print(console, played, proofs, round(time.monotonic() - started))
+    if faults(played, proofs):
         raise typer.Exit(1)
 
 
-def _story(console: Console, house: House, programme: Path, started: float) -> int:
-    rules = yaml.safe_load(programme.read_text())["points"]
-    with _step(console, f"Putting the programme of {programme.name}"):
-        _put(house, rules)
+# --- what is played -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Played:
+    """What the month and the stories came to."""
+
+    first: replay.Outcome
+    second: replay.Outcome
+    month_end: int
+    """Points that members could spend then."""
+    ann: Sequence[Scene]
+    ben: Sequence[Scene]
+
+
+def _play(console: Console, on: Stage, programme: Path) -> Played:
+    said = yaml.safe_load(programme.read_text(encoding="utf-8"))
+    rules: dict[str, Any] = said["points"]
+    with _step(console, f"Putting the programme and the cards of {programme.name}"):
+        put_programme(on, "demo", rules)
+        put_products(on, said["cards"]["products"])
     frame = baskets.load(*MONTH)
-    listener = Listener(house.nats.url)
     with _step(console, f"Replaying {frame['order_id'].n_unique():,} real orders of {MONTH[0]:%B %Y}"):
-        first = _replay(console, house, frame, rules)
+        first = _replay(console, on.house, frame, rules)
     with _step(console, "Replaying them once more, as a caller does that lost its answers"):
-        second = _replay(console, house, frame, None)
-    teller = Teller(house)
+        second = _replay(console, on.house, frame, None)
     with _step(console, "One more member checks out with points, and returns the fries"):
-        teller.checkout()
-    month_end = _liability(house)
+        ann = list(points.checkout(on))
+    month_end = asyncio.run(of_points.audit(on.house.database_url("points"))).totals["liability"]
+    with _step(console, "Another buys cards, uses, renews and upgrades them, and gives one back"):
+        put_programme(on, "demo-cards", with_cards(rules))
+        ben = list(cards.play(on))
     with _step(console, "A year passes: everybody is told what expires, and it does"):
-        teller.a_year_later()
-    with _step(console, "Auditing the books, and the stream against them"):
-        report = asyncio.run(audit(house.database_url("points"), stream_url=house.nats.url))
-    published = sum(examined for meaning, examined, _ in report.lines if meaning == CHECKS["outbox"])
-    received, sample = listener.received(published)
-    console.print("\nWhat another team's subscriber sees, with nothing of ours but the protos:")
-    for event in sample:
-        console.print(f"  {_line(event)}")
-    console.print(_scenes(teller.scenes))
-    wrong = [*(first.differences or []), *(line for _, _, found in report.lines for line in found)]
-    if second.new_transactions:
-        wrong.append(f"the second replay made {second.new_transactions} new transactions")
-    if received != published:
-        wrong.append(f"{received} events arrived of {published}")
-    wrong += [f"{s.what}: {s.available} and {s.held}, not {s.expected}" for s in teller.scenes if not s.right]
-    figures = _figures(first, second, report, month_end) | {
-        "events published": published,
-        "events received": received,
-        "seconds in all": round(time.monotonic() - started),
-    }
-    console.print(_table(figures))
-    for line in wrong[:20]:
-        console.print(f"[red]{line}")
-    return len(wrong)
+        ann += points.a_year_later(on)
+    return Played(first, second, month_end, ann, ben)
 
 
-def _put(house: House, rules: dict[str, object]) -> None:
-    with grpc.insecure_channel(house.describe()["points"]["grpc"]) as channel:
-        request = pb.PutProgrammeRequest(request_id="demo", programme=ParseDict(rules, pb.Programme()))
-        PointsServiceStub(channel).PutProgramme(request, timeout=CALL_TIMEOUT)
+def with_cards(rules: Mapping[str, Any]) -> dict[str, Any]:
+    """A programme of points, and what it says besides once cards are sold."""
+    return {**rules, "earn_rules": [*rules["earn_rules"], *cards.RULES]}
+
+
+def put_programme(on: Stage, request_id: str, rules: Mapping[str, Any]) -> None:
+    """Puts a programme in force."""
+    programme = ParseDict(dict(rules), points_pb.Programme())
+    request = points_pb.PutProgrammeRequest(request_id=request_id, programme=programme)
+    on.call(on.points.PutProgramme, request)
+
+
+def put_products(on: Stage, products: Iterable[Mapping[str, Any]]) -> None:
+    """Puts cards on sale."""
+    for said in products:
+        product = ParseDict(dict(said), cards_pb.Product())
+        request = cards_pb.PutProductRequest(request_id=f"demo-{product.code}", product=product)
+        on.call(on.cards.PutProduct, request)
 
 
 def _replay(
-    console: Console, house: House, frame: pl.DataFrame, rules: dict[str, object] | None
+    console: Console, house: House, frame: pl.DataFrame, rules: Mapping[str, Any] | None
 ) -> replay.Outcome:
     with replay.progress_bar(console, "orders", frame["order_id"].n_unique()) as tick:
         return replay.replay(house.describe(), frame, rules, tick)
@@ -122,90 +143,159 @@ def _step(console: Console, what: str) -> Iterator[None]:
     console.print(f"{time.monotonic() - started:.1f} s")
 
 
-def _liability(house: House) -> int:
-    """What members could spend now."""
-    return asyncio.run(audit(house.database_url("points"))).totals["liability"]
+# --- what proves it -----------------------------------------------------------------------------------
 
 
-def _scenes(scenes: list[Scene]) -> Table:
-    table = Table(title=f"\nWhat {MEMBER} owned after")
-    table.add_column("")
-    for name in ("available", "held"):
-        table.add_column(name, justify="right")
-    for scene in scenes:
-        table.add_row(scene.what, str(scene.available), str(scene.held))
-    return table
+@dataclass(frozen=True)
+class Proof:
+    """What the audit of a service found, and what another team heard of it."""
+
+    report: Report
+    dead_letters: Sequence[str]
+    written: int
+    """Events."""
+    heard: Sequence[Any]
+    """Them, each once."""
 
 
-def _figures(first: replay.Outcome, second: replay.Outcome, report: Report, month_end: int) -> dict[str, int]:
-    totals = report.totals
-    return {
-        "members": totals["members"],
-        "orders": first.orders,
-        "redemptions": first.redemptions,
-        "redemptions and holds with too few points": first.too_few,
-        "holds": first.holds,
-        "refunds": first.refunds,
-        "points earned": totals["earned"],
-        "points redeemed": totals["redeemed"],
-        "liability at the month's end (points)": month_end,
-        "points expired a year later": totals["expired"],
-        "transactions": totals["transactions"],
-        "new transactions in the second replay": second.new_transactions,
-        "differences to the oracle": len(first.differences or []),
-        "audit findings": sum(len(found) for _, _, found in report.lines),
-        "orders a second": round(first.orders / first.seconds),
-    }
+def prove(console: Console, house: House) -> dict[str, Proof]:
+    """Audits each service's books and stream, and listens to what was written."""
+    proofs = {}
+    for service, audit in AUDITS.items():
+        with _step(console, f"Auditing the books of {service}, and the stream against them"):
+            database = house.database_url(service)
+            report = asyncio.run(audit(database, stream_url=house.nats.url))
+            dead = asyncio.run(operations.waiting(database))
+        with _step(console, "Hearing the stream, as another team does that has the protos alone"):
+            written = sum(seen for meaning, seen, _ in report.lines if meaning == WRITTEN[service])
+            heard = Listener(house.nats.url, service).heard(written)
+        proofs[service] = Proof(report, dead, written, heard)
+    return proofs
 
 
-def _table(figures: dict[str, int]) -> Table:
-    table = Table(title="One month", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:,}")
-    return table
+def faults(played: Played, proofs: Mapping[str, Proof]) -> list[str]:
+    """Everything that is not as it should be."""
+    found = list(played.first.differences or [])
+    if made := played.second.new_transactions:
+        found.append(f"the second replay made {made} new transactions")
+    found += [str(scene) for scene in (*played.ann, *played.ben) if not scene.right]
+    for service, proof in proofs.items():
+        found += [f"{service}: {line}" for _, _, lines in proof.report.lines for line in lines]
+        found += [f"{service}: dead letter {letter}" for letter in proof.dead_letters]
+        if len(proof.heard) != proof.written:
+            found.append(f"{service}: {len(proof.heard)} events arrived of {proof.written}")
+    return found
 
 
 class Listener:
-    """A subscriber of another team: counts what is new to it by member and version."""
+    """A subscriber of another team: hears each event of a service once, by its name of CloudEvents."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, service: str) -> None:
         self._url = url
+        self._service = service
 
-    def received(self, expected: int) -> tuple[int, list[Any]]:
+    def heard(self, expected: int) -> list[Any]:
         """Reads the stream from its start until as many events as expected came, or the time is up."""
         return asyncio.run(self._read(expected))
 
-    async def _read(self, expected: int) -> tuple[int, list[Any]]:
-        seen: dict[tuple[str, int, int], Any] = {}
+    async def _read(self, expected: int) -> list[Any]:
+        seen: dict[tuple[str, str], Any] = {}
         client = await nats.connect(self._url)
         try:
             subscription = await client.jetstream().subscribe(
-                "loyalty.points.v1.>", stream="POINTS", ordered_consumer=True
+                f"loyalty.{self._service}.v1.>", stream=self._service.upper(), ordered_consumer=True
             )
             with suppress(TimeoutError):
                 async with asyncio.timeout(ARRIVAL):
                     while len(seen) < expected:
                         message = await _next(subscription)
-                        event = getattr(points_events_pb2, message.subject.rsplit(".", 1)[-1])()
-                        event.ParseFromString(message.data)
-                        seen[event.member_id, event.epoch, event.version] = event
+                        headers = message.headers or {}
+                        seen[headers["ce-source"], headers["ce-id"]] = _event(message)
             await subscription.unsubscribe()
         finally:
             await client.close()
-        return len(seen), [event for event in seen.values() if event.member_id == MEMBER][:SHOWN]
+        return list(seen.values())
+
+
+async def _next(subscription: JetStreamContext.PushSubscription) -> Msg:
+    return await subscription.next_msg(timeout=ARRIVAL)
+
+
+def _event(message: Msg) -> Any:
+    """Of the message that the subject names."""
+    kind = GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(message.subject))
+    return kind.FromString(message.data)
+
+
+# --- what is printed ----------------------------------------------------------------------------------
+
+
+def _print(console: Console, played: Played, proofs: Mapping[str, Proof], seconds: int) -> None:
+    console.print("\nWhat another team's subscriber sees, with nothing of ours but the protos:")
+    for service, member in (("points", points.MEMBER), ("cards", cards.MEMBER)):
+        theirs = [event for event in proofs[service].heard if event.member_id == member]
+        for event in theirs[-SHOWN:]:
+            console.print(f"  {_line(event)}", soft_wrap=True)
+    console.print(_scenes(f"What {points.MEMBER} owned after", points.COLUMNS, played.ann))
+    console.print(_scenes(f"What {cards.MEMBER} bought, used and gave back", cards.COLUMNS, played.ben))
+    console.print(_table(_figures(played, proofs) | {"seconds in all": seconds}))
+    for fault in faults(played, proofs)[:SHOWN]:
+        console.print(f"[red]{fault}")
 
 
 def _line(event: Any) -> str:
     """An event on one line."""
     if not isinstance(event, PointsPosted):
-        return f"{type(event).__name__:14} {event.member_id:8}"
+        known = [name for name in TELLING if name in event.DESCRIPTOR.fields_by_name]
+        told = "  ".join(f"{name} {getattr(event, name)}" for name in known if getattr(event, name))
+        return f"{type(event).__name__:14} {event.member_id:8} {told}".rstrip()
     tx = event.transaction
-    kind = pb.TransactionKind.Name(tx.kind).removeprefix("TRANSACTION_KIND_")
+    kind = points_pb.TransactionKind.Name(tx.kind).removeprefix("TRANSACTION_KIND_")
     after = f"available after {tx.balance.available:<5} hash {tx.hash.hex()[:12]}…"
     return f"{kind:14} {event.member_id:8} seq {tx.seq:<3} {after}"
 
 
-async def _next(subscription: JetStreamContext.PushSubscription) -> Msg:
-    return await subscription.next_msg(timeout=ARRIVAL)
+def _scenes(title: str, columns: Sequence[str], scenes: Iterable[Scene]) -> Table:
+    table = Table("", title=f"\n{title}")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for scene in scenes:
+        table.add_row(scene.what, *scene.said)
+    return table
+
+
+def _figures(played: Played, proofs: Mapping[str, Proof]) -> dict[str, int]:
+    first = played.first
+    books, passes = (proofs[service].report.totals for service in ("points", "cards"))
+    return {
+        "members": books["members"],
+        "orders": first.orders,
+        "redemptions": first.redemptions,
+        "redemptions and holds with too few points": first.too_few,
+        "holds": first.holds,
+        "refunds": first.refunds,
+        "points earned": books["earned"],
+        "points redeemed": books["redeemed"],
+        "liability at the month's end (points)": played.month_end,
+        "points expired a year later": books["expired"],
+        "transactions": books["transactions"],
+        "new transactions in the second replay": played.second.new_transactions,
+        "differences to the oracle": len(first.differences or []),
+        "cards": passes["cards"],
+        "periods bought": passes["periods"],
+        "benefits used": passes["redemptions"],
+        "scenes that came out otherwise": sum(not scene.right for scene in (*played.ann, *played.ben)),
+        "audit findings": sum(len(f) for proof in proofs.values() for _, _, f in proof.report.lines),
+        **{f"events of {service} published": proof.written for service, proof in proofs.items()},
+        **{f"events of {service} received": len(proof.heard) for service, proof in proofs.items()},
+        "orders a second": round(first.orders / first.seconds),
+    }
+
+
+def _table(figures: Mapping[str, int]) -> Table:
+    table = Table(title="\nOne month, and two stories", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:,}")
+    return table

@@ -22,10 +22,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.chassis.clock import TestClock
 from services.cli.servers import HOST, Guarded, Nats, Postgres, ServerError, free_port
 
-SERVICES = ("points", "cards")
+SERVICES = ("points", "cards", "groups")
 OWN_SECRETS = {"cards": ("gift_code_key",)}  # settings of services that nobody else knows
 POLL = 0.05  # seconds between looks
-START_TIMEOUT = 60.0  # seconds until a service must be ready
+START_TIMEOUT = 180.0  # seconds until a service must be ready; one that ends before is noticed at once
 ADDRESSES = ("grpc", "health", "metrics")
 FILE = "house.json"
 # A look that came too early must not make the next ones wait: by itself a channel backs off for seconds.

@@ -16,6 +16,7 @@ import typer
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from loyalty.cards.v1.cards_service_pb2_grpc import CardsServiceStub
+from loyalty.groups.v1.groups_service_pb2_grpc import GroupsServiceStub
 from loyalty.points.v1.points_service_pb2_grpc import PointsServiceStub
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -52,7 +53,7 @@ HouseOption = Annotated[
     typer.Option(
         "--house",
         envvar="LOYALTY_HOUSE",
-        help="Data folder of the house; without it what POINTS_… and CARDS_… variables say, or .loyalty.",
+        help="Data folder of the house; without it what POINTS_…, CARDS_…, GROUPS_… say, or .loyalty.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -101,6 +102,7 @@ class Service(Generic[Stub]):
 
 Points = Service[PointsServiceStub]
 Cards = Service[CardsServiceStub]
+Groups = Service[GroupsServiceStub]
 
 
 def points(house: Path | None) -> AbstractContextManager[Points]:
@@ -111,6 +113,11 @@ def points(house: Path | None) -> AbstractContextManager[Points]:
 def cards(house: Path | None) -> AbstractContextManager[Cards]:
     """The cards service of the house."""
     return _service(house, "cards", CardsServiceStub)
+
+
+def groups(house: Path | None) -> AbstractContextManager[Groups]:
+    """The groups service of the house."""
+    return _service(house, "groups", GroupsServiceStub)
 
 
 @contextmanager

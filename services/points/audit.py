@@ -34,7 +34,7 @@ from services.points.domain.ledger import (
 from services.points.domain.refunds import Refund, Refunded
 from services.points.domain.reversal import Past
 from services.points.rules import Programme, compile_programme
-from services.points.steps import SENT
+from services.points.spending import SENT
 from services.points.store import OUTBOX_KEPT
 
 MARGIN = timedelta(days=1)  # by which an event may outlive the kept range before its absence counts

@@ -73,11 +73,13 @@ class PlaceHold(Command):
 class CloseHold(Command):
     """Capture a hold (0: whole) or, without an amount, release it.
 
-    It is named by its id, or by the request that placed it.
+    It is named by its id, or by the request that placed it. Where it is released after the request
+    `captured_by` had captured it, what it spent comes back.
     """
 
     hold_id: str = ""
     placed_by: str = ""
+    captured_by: str = ""
     capture: int | None
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from functools import partial
 
-from google.protobuf.message import Message
 from loyalty.activities.v1.activities_pb2 import ActivityReported
 from loyalty.orders.v1.orders_pb2 import OrderPaid, OrderRefunded
 from loyalty.points.v1 import points_events_pb2 as epb
 from loyalty.points.v1 import points_service_pb2 as pb
 from loyalty.points.v1.points_events_pb2 import PointsPosted
 
-from services.chassis.outbox import Event, event
+from services.chassis.outbox import About, Event, Make, announcement, event
 from services.chassis.timestamps import timestamp
 from services.points.domain.ledger import (
     Account,
@@ -137,30 +134,7 @@ def points_posted(tx: Transaction, epoch: int, version: int, traceparent: str) -
 # --- what is announced besides transactions -----------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class About:
-    """What every event about a member begins with."""
-
-    member_id: str
-    occur_time: datetime
-    epoch: int
-    version: int
-    traceparent: str
-
-
-Make = Callable[[About, Any], Event]
-
-
-def _event(about: About, kind: type[Message], **fields: Any) -> Event:
-    message = kind(
-        member_id=about.member_id,
-        occur_time=timestamp(about.occur_time),
-        epoch=about.epoch,
-        version=about.version,
-        **fields,
-    )
-    name = kind.DESCRIPTOR.full_name
-    return event(STREAM, name, about.member_id, message.SerializeToString(), about.traceparent)
+_event = partial(announcement, STREAM)
 
 
 def points_expiring(about: About, notice: Notice) -> Event:
@@ -183,17 +157,21 @@ def tier_changed(about: About, change: TierChange) -> Event:
 
 
 def _hold_placed(about: About, placed: tuple[Hold, Transaction]) -> Event:
-    return _event(about, epb.HoldPlaced, hold=hold(about.member_id, placed[0]))
+    return _event(about, epb.HoldPlaced, hold=hold(about.entity_key, placed[0]))
 
 
 def _hold_captured(about: About, captured: tuple[Hold, Transaction]) -> Event:
     held, tx = captured
-    return _event(about, epb.HoldCaptured, hold=hold(about.member_id, held), transaction_id=tx.transaction_id)
+    return _event(
+        about, epb.HoldCaptured, hold=hold(about.entity_key, held), transaction_id=tx.transaction_id
+    )
 
 
 def _hold_released(about: About, released: tuple[Hold, Transaction]) -> Event:
     held, tx = released
-    return _event(about, epb.HoldReleased, hold=hold(about.member_id, held), transaction_id=tx.transaction_id)
+    return _event(
+        about, epb.HoldReleased, hold=hold(about.entity_key, held), transaction_id=tx.transaction_id
+    )
 
 
 HOLD_EVENTS: dict[TransactionKind, Make] = {

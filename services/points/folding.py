@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from services.chassis import outbox
 from services.chassis.errors import FailedPrecondition, RequestIdReused, ServiceError
+from services.points import commands, crediting, spending, undoing
 from services.points.commands import Command, Earn, RefundOrder
 from services.points.domain.earning import Scope
 from services.points.domain.ledger import Hold, Member, Transaction, new_member
@@ -16,6 +18,23 @@ from services.points.store import Changes, RefundRow
 
 Answer = Transaction | ServiceError | None
 Key = TypeVar("Key")
+
+HANDLERS: Mapping[type[Command], Callable[[Step, Any], Transaction | None]] = {
+    commands.Earn: lambda step, command: crediting.earn(step, command.source),
+    commands.EarnFixed: crediting.earn_fixed,
+    commands.Adjust: crediting.adjust,
+    commands.Receive: crediting.receive,
+    commands.Learn: crediting.learn,
+    commands.Redeem: spending.redeem,
+    commands.PlaceHold: spending.place_hold,
+    commands.CloseHold: spending.close_hold,
+    commands.Send: spending.send,
+    commands.RefundOrder: undoing.refund,
+    commands.Reverse: undoing.reverse,
+    commands.TakeBack: undoing.take_back,
+    # What is due is posted for any command.
+    commands.Settle: lambda step, _command: step.entries[-1].transaction if step.entries else None,
+}
 
 
 class Fold:
@@ -112,7 +131,7 @@ class Fold:
         # What is due happened before this command; if the command is refused it waits for the next one.
         step = Step(self._scene, member, command, occur)
         step.settle()
-        answer = step.run()
+        answer = HANDLERS[type(command)](step, command)
         self._keep(step)
         return answer
 

@@ -28,6 +28,7 @@ from services.points.commands import (
     Send,
     TakeBack,
 )
+from services.points.crediting import check_currency
 from services.points.domain import verbs
 from services.points.domain.earning import Scope
 from services.points.domain.ledger import Gain, Member, Posting, new_member
@@ -40,7 +41,7 @@ from services.points.errors import (
 )
 from services.points.folding import Answer, Fold
 from services.points.rules import Programme, Programmes, Source
-from services.points.steps import Scene, check_currency
+from services.points.steps import Scene
 from services.points.store import Seen, Wanted
 
 
@@ -157,8 +158,10 @@ def _want(wanted: Wanted, command: Command, member: str) -> None:
         case RefundOrder(order_id=order):
             wanted.orders.add((member, order))
             wanted.refunded.add((member, order))
-        case CloseHold(hold_id=hold, placed_by=request):
+        case CloseHold(hold_id=hold, placed_by=request, captured_by=captured):
             _want_by_id_or_request(wanted.holds, wanted, member, hold, request)
+            if captured:
+                _want_by_id_or_request(wanted.pasts, wanted, member, "", captured)
         case Reverse(transaction_id=transaction, made_by=request):
             _want_by_id_or_request(wanted.pasts, wanted, member, transaction, request)
         case TakeBack(transfer_id=transfer):

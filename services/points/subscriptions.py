@@ -135,11 +135,16 @@ def _card_ordered(delivery: Delivery, ordered: cards.CardOrdered) -> Command | N
 
 
 def _card_order_settled(delivery: Delivery, settled: cards.CardOrderSettled) -> Command:
-    capture = settled.outcome == cards.CARD_ORDER_OUTCOME_CAPTURE
+    """What is captured may yet be released: of a gift that nobody claimed. So each has a name of its own."""
+    order_id = settled.card_order_id
+    placed_by = own_request_id(name_of(cards.CardOrdered), order_id)
+    if settled.outcome == cards.CARD_ORDER_OUTCOME_CAPTURE:
+        return CloseHold(**_common(delivery, settled.member_id, order_id), placed_by=placed_by, capture=0)
     return CloseHold(
-        **_common(delivery, settled.member_id, settled.card_order_id),
-        placed_by=own_request_id(name_of(cards.CardOrdered), settled.card_order_id),
-        capture=0 if capture else None,
+        **_common(delivery, settled.member_id, f"{order_id}\x00released"),
+        placed_by=placed_by,
+        captured_by=own_request_id(name_of(cards.CardOrderSettled), order_id),
+        capture=None,
     )
 
 

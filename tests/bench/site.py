@@ -1,4 +1,4 @@
-"""Where the bench runs: servers with production's durability, both echoes, and the service on one front."""
+"""Where the bench runs: servers with production's durability, both echoes, and one service on one front."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from typing import Any
 import asyncpg
 import grpc
 import jwt
-import yaml
+import nats
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt.algorithms import OKPAlgorithm
 
-from services.cli.house import House, running
+from services.cli.house import SERVICES, House, running
 from services.cli.servers import HOST, Guarded, free_port, postgres_binaries
-from tests.support import apply_programme
 
 FRONTS = ("grpcio", "native")
 SETTINGS = {
@@ -40,60 +39,97 @@ PATIENCE = 300.0  # seconds for what must come to an end
 POLL = 0.05  # seconds
 
 UNSENT = "SELECT count(*) FROM outbox WHERE sent_at IS NULL"
-TRANSACTIONS = "SELECT count(*) FROM transactions"
+
+
+@dataclass
+class Served:
+    """A service that is measured, with what the bench asks of it beyond the contract."""
+
+    house: House
+    service: str
+    token: str
+    """For reading and writing."""
+
+    @property
+    def address(self) -> str:
+        """Where its methods are."""
+        return str(self.house.describe()[self.service]["grpc"])
+
+    def method(self, name: str) -> str:
+        """A method's path."""
+        return f"/loyalty.{self.service}.v1.{self.service.title()}Service/{name}"
+
+    def sql(self, query: str, *values: object) -> Any:
+        """One value from its database, asked as superuser."""
+        return _ask(self.house, self.service, query, *values)
+
+    def quiet(self) -> None:
+        """Waits until it has published every event of its own, and applied every event of the others."""
+        deadline = time.monotonic() + PATIENCE
+        while self.sql(UNSENT) or asyncio.run(self._unheard()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"events of or for {self.service} wait for more than {PATIENCE:.0f} s")
+            time.sleep(POLL)
+
+    async def _unheard(self) -> int:
+        """Events of the streams that it consumes and has not acknowledged."""
+        client = await nats.connect(self.house.nats.url)
+        try:
+            stream = client.jetstream()
+            consumers = [
+                consumer
+                for each in await stream.streams_info()
+                for consumer in await stream.consumers_info(str(each.config.name))
+                if consumer.name == self.service
+            ]
+            return sum((one.num_pending or 0) + (one.num_ack_pending or 0) for one in consumers)
+        finally:
+            await client.close()
+
+    def metrics(self) -> dict[str, float]:
+        """Its counters, by name and labels."""
+        address = self.house.describe()[self.service]["metrics"]
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=PATIENCE) as answer:
+            lines = answer.read().decode().splitlines()
+        return {name: float(value) for name, value in (x.rsplit(" ", 1) for x in lines if x[0] != "#")}
 
 
 @dataclass
 class Site:
-    """A running house, with what the bench asks of it beyond the contract."""
+    """A running house whose services run one at a time, while they are measured."""
 
     house: House
     echoes: Mapping[str, str]
     """Addresses, by front."""
-    token: str
+    key: Ed25519PrivateKey
+    """What signs the tokens."""
     jwks: Path
 
-    @property
-    def address(self) -> str:
-        """Where the service is."""
-        return str(self.house.describe()["points"]["grpc"])
-
     @contextmanager
-    def serving(self, front: str) -> Iterator[None]:
-        """Runs the service on one front, alone, with access control on."""
-        process = self.house.start_service("points", front=front, jwks_file=str(self.jwks))
+    def serving(self, service: str, front: str) -> Iterator[Served]:
+        """Runs a service on one front, alone, with access control on."""
+        process = self.house.start_service(service, front=front, jwks_file=str(self.jwks))
         try:
-            self.house.wait_ready("points")
-            yield
+            self.house.wait_ready(service)
+            yield Served(self.house, service, self.token(service))
         finally:
             process.stop()
 
-    def sql(self, query: str, *values: object, database: str = "points") -> Any:
+    def settle(self) -> None:
+        """Has each service hear what the others have told, which must cost no path."""
+        for service in SERVICES:
+            with self.serving(service, "native") as served:
+                served.quiet()
+
+    def token(self, service: str) -> str:
+        """A token for reading and writing a service."""
+        scope = f"{service}.read {service}.write"
+        claims = {"sub": "bench", "exp": int(time.time()) + 86_400, "scope": scope}
+        return jwt.encode(claims, self.key, "EdDSA", headers={"kid": "bench"})
+
+    def sql(self, database: str, query: str, *values: object) -> Any:
         """One value, asked as superuser."""
-
-        async def ask() -> Any:
-            connection = await asyncpg.connect(self.house.postgres.url(database))
-            try:
-                return await connection.fetchval(query, *values)
-            finally:
-                await connection.close()
-
-        return asyncio.run(ask())
-
-    def relayed(self) -> None:
-        """Waits until every event is published."""
-        deadline = time.monotonic() + PATIENCE
-        while self.sql(UNSENT):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the relay did not catch up within {PATIENCE:.0f} s")
-            time.sleep(POLL)
-
-    def metrics(self) -> dict[str, float]:
-        """The service's counters, by name and labels."""
-        address = self.house.describe()["points"]["metrics"]
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=PATIENCE) as answer:
-            lines = answer.read().decode().splitlines()
-        return {name: float(value) for name, value in (x.rsplit(" ", 1) for x in lines if x[0] != "#")}
+        return _ask(self.house, database, query, *values)
 
     def pgbench(self, *options: str) -> str:
         """Runs pgbench on a database of its own."""
@@ -109,30 +145,49 @@ class Site:
         return float(re.findall(r"tps = ([\d.]+)", out)[0])
 
 
+def _ask(house: House, database: str, query: str, *values: object) -> Any:
+    async def ask() -> Any:
+        connection = await asyncpg.connect(house.postgres.url(database))
+        try:
+            return await connection.fetchval(query, *values)
+        finally:
+            await connection.close()
+
+    return asyncio.run(ask())
+
+
 @contextmanager
 def site(data: Path, scale: int) -> Iterator[Site]:
-    """Everything but the service, which runs only while it is measured; pgbench's tables at `scale`."""
+    """Everything but the services, with the programme put; pgbench's tables at `scale`."""
     with ExitStack() as stack:
-        house = stack.enter_context(running(data / "house", postgres_settings=SETTINGS, services=("points",)))
-        apply_programme(house, yaml.safe_load(PROGRAMME.read_text(encoding="utf-8"))["points"])
-        house.process("points").stop()
+        house = stack.enter_context(running(data / "house", postgres_settings=SETTINGS))
+        _apply(house)
+        for service in SERVICES:
+            house.process(service).stop()
         echoes = {front: f"{HOST}:{free_port()}" for front in FRONTS}
         for front, address in echoes.items():
             argv = [sys.executable, "-m", "tests.bench.echo", front, address]
             stack.enter_context(Guarded(argv, log=data / f"echo-{front}.log"))
             with grpc.insecure_channel(address) as channel:
                 grpc.channel_ready_future(channel).result(PATIENCE)
-        made = Site(house, echoes, *_token(data))
-        made.sql(f"CREATE DATABASE {PGBENCH}", database="postgres")
+        made = Site(house, echoes, *_key(data))
+        made.sql("postgres", f"CREATE DATABASE {PGBENCH}")
         made.pgbench("-i", "-q", "-s", str(scale))
         yield made
 
 
-def _token(data: Path) -> tuple[str, Path]:
-    """A token and the JWKS file that knows its key."""
+def _apply(house: House) -> None:
+    """Puts the programme as operators do: each service takes its part."""
+    argv = [sys.executable, "-m", "services.cli", "apply", "-f", str(PROGRAMME), "--house", str(house.data)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the programme was not put: {done.stderr.strip()}")
+
+
+def _key(data: Path) -> tuple[Ed25519PrivateKey, Path]:
+    """A key that signs tokens, and the JWKS file that knows it."""
     key = Ed25519PrivateKey.generate()
     public = OKPAlgorithm.to_jwk(key.public_key(), as_dict=True)
     jwks = data / "jwks.json"
     jwks.write_text(json.dumps({"keys": [{**public, "kid": "bench", "alg": "EdDSA"}]}))
-    claims = {"sub": "bench", "exp": int(time.time()) + 86_400, "scope": "points.read points.write"}
-    return jwt.encode(claims, key, "EdDSA", headers={"kid": "bench"}), jwks
+    return key, jwks

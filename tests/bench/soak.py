@@ -12,9 +12,10 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import linear_regression
 
-from tests.bench import load, messages, report
-from tests.bench.paths import QUICK, WrongRows, prepare
-from tests.bench.site import FRONTS, TRANSACTIONS, Site, site
+from tests.bench import load, points, report
+from tests.bench.paths import QUICK, WrongRows
+from tests.bench.points import TRANSACTIONS
+from tests.bench.site import FRONTS, Served, site
 
 ROUND = 10.0  # seconds between samples
 WARM = 0.25  # of the time, at its start, that no slope counts: caches and pools fill
@@ -40,19 +41,23 @@ class Sample:
     """Seconds that the oldest unsent event has waited."""
 
 
-def soak(here: Site, savers: Sequence[str], seconds: float) -> Iterator[Sample]:
+def soak(here: Served, seconds: float) -> Iterator[Sample]:
     """Calls at a steady rate, over new connections in every round, and looks at the service after each."""
     plan = (
-        ("EarnPoints", messages.earns(), EARNS),
-        ("RedeemPoints", messages.redeems(list(savers)), REDEMPTIONS),
-        ("GetBalance", messages.balances(), READS),
+        ("EarnPoints", points.earns(), EARNS),
+        ("RedeemPoints", points.redeems(points.savers(QUICK)), REDEMPTIONS),
+        ("GetBalance", points.balances(), READS),
     )
     started = time.monotonic()
     for number in itertools.count(1):
         for method, made, rate in plan:
             some = list(itertools.islice(made, int(rate * ROUND)))
-            path = f"/loyalty.points.v1.PointsService/{method}"
-            result = load.run(here.address, path, some, in_flight=IN_FLIGHT, seconds=ROUND, token=here.token)
+            result = load.run(
+                *(here.address, here.method(method), some),
+                in_flight=IN_FLIGHT,
+                seconds=ROUND,
+                token=here.token,
+            )
             if result.refused:
                 raise WrongRows(f"{result.refused} {method} were refused")
         yield _look(here, (time.monotonic() - started) / 3600)
@@ -62,7 +67,7 @@ def soak(here: Site, savers: Sequence[str], seconds: float) -> Iterator[Sample]:
             return
 
 
-def _look(here: Site, hours: float) -> Sample:
+def _look(here: Served, hours: float) -> Sample:
     metrics = here.metrics()
     return Sample(
         hours,
@@ -94,14 +99,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="loyalty-soak-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL's user must get in
         with site(Path(folder), QUICK.scale) as here:
-            savers = prepare(here, QUICK)
+            points.prepare(here, QUICK)
             samples: list[Sample] = []
-            with here.serving(arguments.front):
-                for sample in soak(here, savers, 60 * arguments.minutes):
+            with here.serving("points", arguments.front) as served:
+                for sample in soak(served, 60 * arguments.minutes):
                     samples.append(sample)
                     print(f"\r{60 * sample.hours:.1f} min", end="", file=sys.stderr, flush=True)
-                here.relayed()
-            posted = here.sql(TRANSACTIONS)
+                served.quiet()
+            posted = here.sql("points", TRANSACTIONS)
             surroundings = report.surroundings(here, (0.0,))
     print("\n| what | after warming up | at the end | growth an hour |\n|---|---|---|---|")
     for name, first, last, slope in slopes(samples):

@@ -18,7 +18,6 @@ from services.cards.commands import Command, ConfirmPayment, PlaceOrder
 from services.cards.domain.payments import Payment
 from services.cards.domain.wallet import Wallet
 from services.cards.rules import Products
-from services.cards.steps import Terms
 from services.cards.store import Wanted
 from services.cards.subscriptions import Subscriptions
 from services.chassis import migrations
@@ -26,15 +25,16 @@ from services.chassis.consumer import Delivery, Outcome
 from services.chassis.database import Database
 from services.chassis.errors import INFRASTRUCTURE
 from services.chassis.ids import bucket
+from services.chassis.inbox import InboxKey
 from services.cli.servers import Postgres
 from tests.cards.conftest import MIGRATIONS
+from tests.cards.shop import TERMS
 from tests.cards.till import NOON, ZONE
 from tests.support import TIMEOUT, fresh
 
 Announced = TypeVar("Announced", bound=Message)
 
 PATIENCE = 5 * TIMEOUT  # many wait for one another
-TERMS = Terms(ZONE, 1, b"a key of the tests")
 
 
 def make_database(server: Postgres) -> str:
@@ -52,6 +52,12 @@ def make_database(server: Postgres) -> str:
     owner = server.url(name, "cards_owner", "cards_owner")
     migrations.upgrade(owner, MIGRATIONS, tables.metadata, tables.grants("cards"))
     return server.url(name, "cards", "cards")
+
+
+def by_event(member: str) -> dict[str, Any]:
+    """What a command has that an event asks for: each time another event, of another service."""
+    name = fresh("event")
+    return {"request_id": name, "event": InboxKey(member, "cards", "elsewhere", name, "ELSEWHERE", 1)}
 
 
 class StandingClock:
@@ -135,7 +141,9 @@ class Branch:
 
     async def buy(self, member: str, product: pb.Product, **fields: Any) -> pb.Card:
         """Orders and pays a period."""
-        return (await self.pay(await self.order(member, product, **fields))).card
+        answer = await self.pay(await self.order(member, product, **fields))
+        assert answer.outcome == pb.PAYMENT_OUTCOME_APPLIED
+        return answer.card
 
     # --- events ---------------------------------------------------------------------------------------
 

@@ -85,6 +85,16 @@ def test_a_family_is_that_of_the_first_version(cards: Cards) -> None:
     assert refusal.metadata == {"family": sold.family}
 
 
+def test_what_is_of_one_family_is_priced_in_one_currency(cards: Cards) -> None:
+    sold = sell(cards)
+    for code in (sold.code, fresh("another")):
+        with refused(StatusCode.INVALID_ARGUMENT, "PRODUCT_INVALID") as refusal:
+            put(cards, a_product(code=code, family=sold.family, currency_code="USD"))
+        assert refusal.fields == {"product.currency_code"}
+        assert "priced in CNY" in refusal.message
+    put(cards, a_product(code=fresh("another"), family=fresh("abroad"), currency_code="USD"))
+
+
 def test_only_checking_a_product_puts_nothing(cards: Cards) -> None:
     asked = a_product(CUP)
     assert put(cards, asked, validate_only=True).version == 1

@@ -43,11 +43,11 @@ from services.chassis import streams
 from services.chassis.audit import Report
 from services.chassis.clock import wall
 from services.chassis.database import Database
-from services.chassis.inbox import InboxKey
 from services.chassis.jobs import Jobs
 from services.chassis.relay import Relay
 from services.cli.servers import Nats, Postgres
-from tests.cards.branch import TERMS, Branch, make_database
+from tests.cards.branch import Branch, by_event, make_database
+from tests.cards.shop import TERMS
 from tests.cards.till import NOON, basket, benefit, product
 from tests.support import TIMEOUT, fresh
 
@@ -99,10 +99,6 @@ async def _live(books: Books) -> None:
         await _send(books, database)
     finally:
         await database.close()
-
-
-def by_event(member: str) -> dict[str, InboxKey]:
-    return {"event": InboxKey(member, "cards", "elsewhere", fresh("event"), "ELSEWHERE", 1)}
 
 
 async def _use(branch: Branch) -> None:

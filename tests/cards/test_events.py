@@ -34,7 +34,7 @@ from services.cards.domain.wallet import (
     UseEnding,
 )
 from services.chassis.interceptors import validate
-from services.chassis.outbox import Event
+from services.chassis.outbox import About, Event
 from services.chassis.timestamps import instant
 
 ZONE = ZoneInfo("Asia/Shanghai")
@@ -43,7 +43,7 @@ DAY = timedelta(days=1)
 TICK = timedelta(microseconds=1)
 MEMBER = "member"
 CARD, FIRST, SECOND, THIRD = "card_1", "seg_1", "seg_2", "seg_3"
-ABOUT = events.About(MEMBER, NOON + DAY, 3, 7, "")
+ABOUT = About(MEMBER, NOON + DAY, 3, 7, "")
 
 
 def product(*factors: int) -> Product:

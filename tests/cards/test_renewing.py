@@ -268,13 +268,20 @@ def test_a_notice_that_comes_as_it_falls_due_is_not_asked_for_any_more() -> None
     assert member.heard(epb.RenewalDue) == []
 
 
-def test_a_notice_of_an_amount_in_another_currency_than_asked_today_is_refused() -> None:
+def test_what_money_no_longer_buys_is_not_renewed() -> None:
+    member, order_id = noticed()
+    member.put(product(version=2, **{**MONTH, "price_minor": 0, "points_price": 500}))
+    member.at = END - DAY
+    assert member.pay(order_id).outcome == pb.PAYMENT_OUTCOME_APPLIED  # as it was announced
+    assert (member.outcomes, member.renewed) == ([S.CHARGED], False)
+
+
+def test_a_renewal_that_is_over_is_not_asked_for() -> None:
     member = Signed()
     member.sign()
-    member.put(product(version=2, **{**MONTH, "currency_code": "USD"}))
-    member.at = END - 10 * DAY
-    with pytest.raises(RenewalClosed):
-        member.notice()
+    member.at = END + 7 * DAY
+    member.settle()
+    assert (member.outcomes, member.heard(epb.RenewalDue)) == ([S.FAILED], [])
 
 
 # --- charging -----------------------------------------------------------------------------------------
@@ -367,14 +374,22 @@ def test_a_cancelled_renewal_can_be_signed_anew() -> None:
     assert member.outcomes == [S.CANCELLED, None]
 
 
-def test_an_order_of_a_renewal_that_was_cancelled_is_not_charged_and_the_renewal_fails() -> None:
+def test_who_cancels_the_order_of_a_renewal_cancels_the_renewal() -> None:
     member, order_id = noticed()
-    member.tell(CancelOrder, order_id=order_id)
+    for _ in range(2):
+        cancelled = pb.CardOrder.FromString(member.tell(CancelOrder, order_id=order_id))
+        assert cancelled.status == pb.CARD_ORDER_STATUS_CANCELLED
+        assert (member.outcomes, member.renewed) == ([S.CANCELLED], False)
+    assert member.sign().status == pb.RENEWAL_STATUS_NOTICE_DUE
     member.at = END
     assert member.pay(order_id).reason == epb.REFUND_DUE_REASON_ORDER_CANCELLED
-    member.at = END + 7 * DAY
-    member.settle()
-    assert member.outcomes == [S.FAILED]
+
+
+def test_a_cancelled_order_of_an_earlier_renewal_leaves_the_renewal_of_now_alone() -> None:
+    member, order_id = noticed()
+    member.prolong()
+    member.tell(CancelOrder, order_id=order_id)
+    assert (member.outcomes, member.renewed) == ([S.CANCELLED, None], True)
 
 
 # --- the end of the card moves ------------------------------------------------------------------------

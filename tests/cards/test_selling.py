@@ -596,6 +596,21 @@ def test_a_gift_paid_with_points_is_claimed_like_any(shop: Shop) -> None:
     shop.hold(gift.order)
     shop.capture(gift.order)
     assert shop.claim(gift, BEN).status == pb.CARD_STATUS_ACTIVE
+    shop.wait(days=10)
+    assert settlements(shop) == ["CAPTURE"]
+
+
+def test_the_points_of_a_gift_that_nobody_claims_are_given_back_once(shop: Shop) -> None:
+    gift = shop.gift(by_points=True)
+    shop.capture(_held(shop, gift.order))
+    shop.wait(days=10, microseconds=-1)
+    assert settlements(shop) == ["CAPTURE"]
+    for _ in range(2):
+        shop.wait(microseconds=1)
+        shop.do(ReturnGift, order_id=gift.order.order_id)
+        assert settlements(shop) == ["CAPTURE", "RELEASE"]
+    with pytest.raises(GiftRefunded):
+        shop.claim(gift, BEN)
 
 
 def test_only_what_may_be_given_is_given(shop: Shop) -> None:

@@ -95,7 +95,7 @@ async def test_work_is_done_in_steps_until_nothing_waits(
     assert len(steps) == 3
     assert branch.clock.settled_at == branch.clock.at
     for member in members:
-        assert (await branch.announced(member))[2:] == ["CardExpiring", "CardExpired"]
+        assert (await branch.announced(member))[2:] == ["CardExpired"]
 
 
 async def test_two_who_sweep_while_members_call_post_each_thing_once(branch: Branch) -> None:

@@ -105,6 +105,17 @@ def test_an_order_whose_uses_were_given_back_may_be_redeemed_again() -> None:
     assert member.window("cup", "2027-03-01").used == 2
 
 
+def test_a_price_that_is_known_is_taken_while_the_same_benefits_hold_and_else_it_is_searched_for() -> None:
+    member, bill = till(), basket("o", cup=3)
+    known = using.price(member.wallet, bill, member.products, member.at, ZONE).solved
+    marked = replace(known, quote=replace(known.quote, bound=known.quote.bound + 1))
+    assert member.redeem(bill, solved=marked).quote.saved_bound_minor == marked.quote.bound
+    member.reverse("o")
+    member.redeem(basket("other", cup=1))
+    answer = member.redeem(bill, solved=marked)
+    assert (taken(answer), answer.quote.saved_bound_minor) == ({"cup": 1}, 1200)
+
+
 def test_an_order_that_nothing_lowers_is_remembered_all_the_same() -> None:
     member = till()
     answer = member.redeem(basket("o", cake=1))

@@ -8,7 +8,7 @@ import random
 import signal
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,29 +16,31 @@ from rich.console import Console
 
 from services.cli.house import House
 from tests.chaos import deaths, report, storage, traffic
+from tests.chaos.follower import Follower
 from tests.chaos.journal import until
-from tests.chaos.levers import between
-from tests.chaos.listener import Follower
-from tests.chaos.load import Load
+from tests.chaos.levers import between, sql
+from tests.chaos.load import PARTS, Load
 from tests.chaos.site import Fault, Site
 from tests.conftest import NOON
-from tests.support import apply_programme, defects
+from tests.support import defects
 
 FAULTS = [*deaths.FAULTS, *storage.FAULTS, *traffic.FAULTS]
 FOLLOW_TIMEOUT = 300.0  # seconds for the subscriber to hear all at the end
+TOO_LATE = ["HOLD_EXPIRED", "HOLD_CLOSED"]  # what a hold is refused with that ran out as the clock leapt
 CALM = 0.5  # seconds between two faults at most
 
 console = Console()
 
 
 class Chaos:
-    """A load at a site, a subscriber, and every fault in turn."""
+    """A load at a site, subscribers, and every fault in turn."""
 
     def __init__(self, site: Site, names: str) -> None:
         self.site = site
         self.faults = [fault for fault in FAULTS if names in fault.name]
         self.load = Load(site)
-        self.follower = Follower(site.house.nats.url)
+        self.followers = [Follower(site.house.nats.url, part) for part in PARTS]
+        self._first = {fault.name: site.random.randrange(len(fault.services) or 1) for fault in self.faults}
         self.recoveries: dict[str, list[float]] = defaultdict(list)
         self.skipped = {} if site.small_disk else {"disk full": "it takes root, and the right to mount"}
 
@@ -49,22 +51,37 @@ class Chaos:
         """
         over, started = asyncio.Event(), time.monotonic()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.follower.follow())
+            for follower in self.followers:
+                group.create_task(follower.follow())
             load = group.create_task(self.load.run(over))
             try:
                 await self._strike_until(started + 60 * minutes, times)
                 seconds = time.monotonic() - started
                 over.set()
                 await load
-                await self.follower.heard_all(self.load.chains | self.site.chains, FOLLOW_TIMEOUT)
+                self.load.chains["points"].update(self.site.chains)
+                for follower in self.followers:
+                    await follower.heard_all(self.load.chains[follower.service], FOLLOW_TIMEOUT)
             finally:
-                self.follower.over = True
-        unreconciled = await storage.audited(self.site.house, "--stream")
-        assert not unreconciled, unreconciled
+                for follower in self.followers:
+                    follower.over = True
+        for service in self.site.house.services:
+            unreconciled = await storage.audited(self.site.house, "--stream", service=service)
+            assert not unreconciled, (service, unreconciled)
+            await self._nothing_sound_was_refused(service)
         return seconds
 
+    async def _nothing_sound_was_refused(self, service: str) -> None:
+        """What the services tell one another, that is; a client may tell what nobody can apply."""
+        query = "SELECT subject, reason FROM dead_letters WHERE source = ANY($1) AND reason <> ALL($2)"
+        services = list(self.site.house.services)
+        letters = await sql(self.site.house, query, services, TOO_LATE, service=service)
+        own = tuple(f"loyalty.{each}." for each in services)
+        unread = Counter(tuple(row) for row in letters if row["subject"].startswith(own))
+        assert not unread, (service, unread)
+
     async def _strike_until(self, deadline: float, times: int) -> None:
-        """All faults in another order each time; every other time the service runs twice."""
+        """All faults in another order each time; every other time one service or the other runs twice."""
         site = self.site
         faults = [fault for fault in self.faults if fault.name not in self.skipped]
 
@@ -73,18 +90,22 @@ class Chaos:
 
         while any(map(wanted, faults)):
             await asyncio.sleep(CALM)
+            twice = site.house.services[site.round // 2 % len(site.house.services)]
             if site.round % 2:
-                await site.start_replica()
+                await site.start_replica(twice)
             for fault in site.random.sample(faults, len(faults)):
                 if wanted(fault):
                     await self._strike(fault)
-            if site.replica:
-                await site.stop_replica()
+            if site.round % 2:
+                await site.stop_replica(twice)
             site.round += 1
 
     async def _strike(self, fault: Fault) -> None:
         site = self.site
         await asyncio.sleep(site.random.uniform(0, CALM))
+        turns = fault.services
+        site.service = turns[(site.round + self._first[fault.name]) % len(turns)] if turns else ""
+        name = f"{fault.name} ({site.service})" if len(turns) > 1 else fault.name
         site.lifted = 0.0
         began = time.monotonic()
         try:
@@ -96,12 +117,12 @@ class Chaos:
 
             await until(recovered)
         except BaseException:
-            console.print(f"[red]while: {fault.name}[/red], in round {site.round}")
+            console.print(f"[red]while: {name}[/red], in round {site.round}")
             raise
         took = time.monotonic() - lifted
         self.recoveries[fault.name].append(took)
         done = f"{self.load.counts['commands']:,} commands so far"
-        console.log(f"{fault.name}: struck for {lifted - began:.1f} s, recovered in {took:.1f} s; {done}")
+        console.log(f"{name}: struck for {lifted - began:.1f} s, recovered in {took:.1f} s; {done}")
 
 
 def main() -> None:
@@ -126,7 +147,7 @@ def main() -> None:
             seed=arguments.seed,
             front=arguments.front,
             seconds=seconds,
-            events=chaos.follower.received,
+            events=sum(follower.received for follower in chaos.followers),
         )
     )
     console.print(report.faults(chaos.faults, chaos.recoveries, chaos.skipped))
@@ -140,16 +161,20 @@ def _run(arguments: argparse.Namespace) -> tuple[Chaos, float]:
             folder / "house",
             front=arguments.front,
             postgres_settings={"deadlock_timeout": storage.DEADLOCK_TIMEOUT},
-            services=("points",),
+            services=[part.service for part in PARTS],
         )
         stack.callback(house.close)
         house.start(NOON)
-        apply_programme(house)
-        house.process("points").stop()
+        for part in PARTS:
+            part.prepare(house)
+        for service in house.services:
+            house.process(service).stop()
         disk = stack.enter_context(storage.small_disk(house, folder / "disk"))
         network = stack.enter_context(between(house))
-        house.start_service("points")
-        house.wait_ready("points")
+        for service in house.services:
+            house.start_service(service)
+        for service in house.services:
+            house.wait_ready(service)
         site = Site(house, network, random.Random(arguments.seed), small_disk=disk)
         chaos = Chaos(site, arguments.only)
         seconds = asyncio.run(chaos.run(arguments.minutes, arguments.times))

@@ -1,4 +1,4 @@
-"""Processes that die or stand still: the service, PostgreSQL, NATS."""
+"""Processes that die or stand still: a service, PostgreSQL, NATS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from services.cli.servers import Guarded
 from tests.chaos.journal import POLL, SETTLE_TIMEOUT
 from tests.chaos.levers import all_sent, lapse, relay_holder, start_nats, start_postgres
-from tests.chaos.site import Caller, Fault, Site
+from tests.chaos.site import EITHER, Caller, Fault, Site
 from tests.support import fresh
 
 FAILPOINTS = (
@@ -30,23 +30,23 @@ async def service_killed(site: Site) -> None:
     name = site.random.choice(site.processes)
     await asyncio.to_thread(site.house.process(name).kill)
     site.lift()
-    if name == site.replica:
-        await site.start_replica()
+    if name == site.replicas.get(site.service):
+        await site.start_replica(site.service)
     else:
         await asyncio.to_thread(site.house.start_service, name)
 
 
 async def killed_at(point: str, site: Site) -> None:
-    """The service kills itself in the middle of its work."""
-    await asyncio.to_thread(site.house.process("points").kill)
-    process = await asyncio.to_thread(site.house.start_service, "points", failpoint=point)
+    """A service kills itself in the middle of its work."""
+    await asyncio.to_thread(site.house.process(site.service).kill)
+    process = await asyncio.to_thread(site.house.start_service, site.service, failpoint=point)
     async with asyncio.timeout(SETTLE_TIMEOUT):
         while process.poll() is None:
-            await lapse(site.house)  # so that this process, and no other, comes to be the relay
+            await lapse(site.house, site.service)  # so that this process, and no other, comes to be the relay
             await asyncio.sleep(10 * POLL)
     assert process.poll() == 128 + 9
     site.lift()
-    await asyncio.to_thread(site.house.start_service, "points")
+    await asyncio.to_thread(site.house.start_service, site.service)
 
 
 async def service_frozen(site: Site) -> None:
@@ -75,7 +75,7 @@ async def nats_killed(site: Site) -> None:
 
 
 async def nats_wiped(site: Site) -> None:
-    """NATS is killed, and all that it kept is gone; meanwhile the service goes on."""
+    """NATS is killed, and all that it kept is gone; meanwhile the services go on."""
     await asyncio.to_thread(site.house.nats.kill)
     shutil.rmtree(site.house.data / "nats" / "jetstream")
     async with Caller(site) as caller:
@@ -94,12 +94,12 @@ async def nats_frozen(site: Site) -> None:
 async def relay_paused(site: Site) -> None:
     """The process with the relay stands still until another has it, and goes on as if nothing had been."""
     async with site.two_processes():
-        holder = await relay_holder(site.house, *site.processes)
+        holder = await relay_holder(site.house, *site.processes, service=site.service)
         process = site.house.process(holder)
         process.freeze()
         try:
-            await lapse(site.house)
-            await relay_holder(site.house, *site.processes, other_than=holder)
+            await lapse(site.house, site.service)
+            await relay_holder(site.house, *site.processes, other_than=holder, service=site.service)
         finally:
             process.thaw()
             site.lift()
@@ -115,13 +115,13 @@ async def _frozen(site: Site, process: Guarded) -> None:
 
 
 FAULTS = [
-    Fault("service killed", "F1", service_killed),
-    *(Fault(f"service killed at {point}", "F1", partial(killed_at, point)) for point in FAILPOINTS),
-    Fault("service frozen", "F8", service_frozen),
-    Fault("PostgreSQL killed", "F2", postgres_killed),
-    Fault("PostgreSQL frozen", "F3", postgres_frozen),
-    Fault("NATS killed", "F4", nats_killed),
-    Fault("NATS killed and its store wiped", "F4", nats_wiped),
-    Fault("NATS frozen", "F4", nats_frozen),
-    Fault("relay paused beyond its lease", "F6", relay_paused),
+    Fault("service killed", "F1", service_killed, EITHER),
+    *(Fault(f"service killed at {point}", "F1", partial(killed_at, point), EITHER) for point in FAILPOINTS),
+    Fault("service frozen", "F8", service_frozen, EITHER),
+    Fault("PostgreSQL killed", "F2", postgres_killed, ()),
+    Fault("PostgreSQL frozen", "F3", postgres_frozen, ()),
+    Fault("NATS killed", "F4", nats_killed, ()),
+    Fault("NATS killed and its store wiped", "F4", nats_wiped, ()),
+    Fault("NATS frozen", "F4", nats_frozen, ()),
+    Fault("relay paused beyond its lease", "F6", relay_paused, EITHER),
 ]

@@ -17,44 +17,48 @@ from tests.chaos.journal import SETTLE_TIMEOUT, owner, until
 from tests.chaos.listener import ignore
 from tests.chaos.proxy import Proxies
 
-# What lies between whom: the service and PostgreSQL, the service and NATS, clients and the service.
-PATHS = ("postgres", "nats", "points")
+CONSUMED = {"points": ("ORDERS", "POINTS", "CARDS"), "cards": ("POINTS",)}
+"""The streams that each service applies and that something comes on here."""
 
 
 @contextlib.contextmanager
 def between(house: House) -> Iterator[Proxies]:
-    """Proxies on every path, which the services take from their next start on."""
-    targets = (
-        f"{HOST}:{house.postgres.port}",
-        f"{HOST}:{house.nats.port}",
-        house.describe()["points"]["grpc"],
-    )
-    with Proxies(dict(zip(PATHS, targets, strict=True))) as proxies:
-        database = urlsplit(house.database_url("points"))
-        credentials, ports = database.netloc.rpartition("@")[0], proxies.ports
-        house.settings["points"] |= {
-            "database_url": database._replace(netloc=f"{credentials}@{HOST}:{ports['postgres']}").geturl(),
-            "nats_url": f"nats://{HOST}:{ports['nats']}",
-        }
+    """Proxies on every path, by the name of what is at its end.
+
+    They lie between the services and PostgreSQL, the services and NATS, from the services' next start on, and
+    between clients and each service.
+    """
+    servers = {"postgres": house.postgres.port, "nats": house.nats.port}
+    targets = {name: f"{HOST}:{port}" for name, port in servers.items()}
+    targets |= {service: house.describe()[service]["grpc"] for service in house.services}
+    with Proxies(targets) as proxies:
+        for service in house.services:
+            database = urlsplit(house.database_url(service))
+            credentials = database.netloc.rpartition("@")[0]
+            there = f"{credentials}@{HOST}:{proxies.ports['postgres']}"
+            house.settings[service] |= {
+                "database_url": database._replace(netloc=there).geturl(),
+                "nats_url": f"nats://{HOST}:{proxies.ports['nats']}",
+            }
         yield proxies
 
 
-async def start(house: House, **settings: str) -> None:
-    """Starts the service, ending the process that there was; returns when it is ready."""
-    await stop(house)
-    await lapse(house)
-    await asyncio.to_thread(house.start_service, "points", **settings)
-    await asyncio.to_thread(house.wait_ready, "points")
+async def start(house: House, service: str = "points", **settings: str) -> None:
+    """Starts a service, ending the process that there was; returns when it is ready."""
+    await stop(house, service)
+    await lapse(house, service)
+    await asyncio.to_thread(house.start_service, service, **settings)
+    await asyncio.to_thread(house.wait_ready, service)
 
 
-async def stop(house: House) -> None:
-    """Asks the service to end."""
-    await asyncio.to_thread(house.process("points").stop)
+async def stop(house: House, service: str = "points") -> None:
+    """Asks a service to end."""
+    await asyncio.to_thread(house.process(service).stop)
 
 
-async def kill(house: House) -> None:
-    """Kills the service."""
-    await asyncio.to_thread(house.process("points").kill)
+async def kill(house: House, service: str = "points") -> None:
+    """Kills a service."""
+    await asyncio.to_thread(house.process(service).kill)
 
 
 async def start_postgres(house: House) -> None:
@@ -67,24 +71,24 @@ async def start_nats(house: House) -> None:
     await asyncio.to_thread(house.start_nats)
 
 
-async def lapse(house: House) -> None:
-    """Lets the leases end, as six seconds of silence would."""
-    await sql(house, "UPDATE jobs SET lease_until = now() - interval '1 second'")
+async def lapse(house: House, service: str = "points") -> None:
+    """Lets a service's leases end, as six seconds of silence would."""
+    await sql(house, "UPDATE jobs SET lease_until = now() - interval '1 second'", service=service)
 
 
-async def redeliver(house: House, ack_wait: float = 1.0) -> None:
-    """Has JetStream deliver again after so many seconds what a consumer left unacknowledged."""
+async def redeliver(house: House, ack_wait: float = 1.0, service: str = "points") -> None:
+    """Has JetStream deliver again after so many seconds what a service left unacknowledged."""
     async with broker(house) as client:
         stream = client.jetstream()
-        for name in ("ORDERS", "POINTS"):
-            config = (await stream.consumer_info(name, "points")).config
+        for name in CONSUMED[service]:
+            config = (await stream.consumer_info(name, service)).config
             config.ack_wait = ack_wait
             await stream.add_consumer(name, config)
 
 
-async def sql(house: House, statement: str, *arguments: Any) -> list[Any]:
-    """Asks as the owner of the service's tables."""
-    connection = await owner(house)
+async def sql(house: House, statement: str, *arguments: Any, service: str = "points") -> list[Any]:
+    """Asks as the owner of a service's tables."""
+    connection = await owner(house, service)
     try:
         return list(await connection.fetch(statement, *arguments))
     finally:
@@ -124,12 +128,16 @@ async def patiently(work: Callable[[], Awaitable[None]]) -> None:
 
 
 async def all_sent(house: House, seconds: float = SETTLE_TIMEOUT) -> None:
-    """Waits until what is in the outbox now has been sent."""
-    ((last,),) = await sql(house, "SELECT max(position) FROM outbox")
+    """Waits until what is in the services' outboxes now has been sent."""
+    newest = "SELECT max(position) FROM outbox"
+    last = {service: (await sql(house, newest, service=service))[0][0] for service in house.services}
     query = "SELECT count(*) = 0 FROM outbox WHERE sent_at IS NULL AND position <= $1"
 
     async def sent() -> bool:
-        return bool((await sql(house, query, last))[0][0])
+        for service, position in last.items():
+            if not (await sql(house, query, position, service=service))[0][0]:
+                return False
+        return True
 
     await until(sent, seconds)
 
@@ -145,12 +153,12 @@ async def consumed(client: Any) -> None:
     await until(done)
 
 
-async def relay_holder(house: House, *names: str, other_than: str = "") -> str:
-    """Waits until one of these processes, other than that one, has the lease of the relay."""
+async def relay_holder(house: House, *names: str, other_than: str = "", service: str = "points") -> str:
+    """Waits until one of these processes of a service, other than that one, has the lease of the relay."""
     found: list[str] = []
 
     async def held() -> bool:
-        ((holder,),) = await sql(house, "SELECT holder FROM jobs WHERE name = 'relay'")
+        ((holder,),) = await sql(house, "SELECT holder FROM jobs WHERE name = 'relay'", service=service)
         found[:] = [name for name in names if holder.endswith(f"-{house.process(name).pid}")]
         return bool(found) and found[0] != other_than
 

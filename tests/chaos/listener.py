@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
-from datetime import datetime
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import nats
@@ -15,7 +13,6 @@ from loyalty.points.v1 import points_events_pb2
 from loyalty.points.v1.points_events_pb2 import PointsPosted
 from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeoutError
-from nats.js.api import ConsumerConfig, DeliverPolicy
 
 STREAM = "POINTS"
 SUBJECTS = "loyalty.points.v1.>"
@@ -103,70 +100,3 @@ class Listener:
         if isinstance(event, PointsPosted):
             self.heard[key] = event
         self.headers[key] = dict(message.headers or {})
-
-
-class Follower(Listener):
-    """Hears a stream as it grows, for long: of an event it keeps a hash, of a member's ledger the chain.
-
-    Unlike a listener it goes on where it was, but begins again where the stream was made anew.
-    """
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.chains: dict[str, list[bytes]] = {}
-        self.received = 0
-        self.over = False
-        self._digests: dict[tuple[str, int], list[int]] = {}
-        self._made: datetime | None = None
-        self._next = 1
-
-    async def follow(self) -> None:
-        """Hears until `over` is set. (A cancellation may get lost on its way through `asyncio.wait_for`.)"""
-        await self.hear(lambda: self.over, timeout=None)
-
-    async def heard_all(self, expected: Mapping[str, list[bytes]], seconds: float) -> None:
-        """Waits for the events of these chains of hashes, and compares them. Raises TimeoutError."""
-        left = dict(expected)
-        async with asyncio.timeout(seconds):
-            while left := {m: chain for m, chain in left.items() if len(self.chains.get(m, ())) < len(chain)}:  # noqa: ASYNC110 - another task fills them
-                await asyncio.sleep(POLL)
-        for member, chain in expected.items():
-            assert self.chains[member][: len(chain)] == chain, member
-
-    async def _read(self, client: Any, done: Callable[[], bool]) -> None:
-        try:
-            made = (await client.jetstream().stream_info(STREAM)).created
-            self._next = self._next if made == self._made else 1
-            self._made = made
-            config = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=self._next)
-            subscription = await client.jetstream().subscribe(
-                SUBJECTS, stream=STREAM, ordered_consumer=True, config=config
-            )
-        except (NatsError, OSError):
-            await asyncio.sleep(POLL)
-            return
-        try:
-            while not done():
-                message = await subscription.next_msg(timeout=4 * POLL)
-                self._take(message)
-                self._next = message.metadata.sequence.stream + 1
-        except NatsTimeoutError:
-            return
-        finally:
-            with suppress(NatsError, OSError):
-                await subscription.unsubscribe()
-
-    def _take(self, message: Any) -> None:
-        self.received += 1
-        event = getattr(points_events_pb2, message.subject.rsplit(".", 1)[-1]).FromString(message.data)
-        known = self._digests.setdefault((event.member_id, event.epoch), [])
-        digest = hash(message.data)
-        if event.version <= len(known):
-            assert known[event.version - 1] == digest  # a duplicate, not another event of the same version
-            return
-        assert event.version == len(known) + 1, f"{event.member_id}: {event.version} after {len(known)}"
-        known.append(digest)
-        if isinstance(event, PointsPosted):
-            chain = self.chains.setdefault(event.member_id, [])
-            assert event.transaction.seq == len(chain) + 1, f"{event.member_id}: {event.transaction.seq}"
-            chain.append(event.transaction.hash)

@@ -1,23 +1,22 @@
-"""The load that goes on over all faults: lanes, each verifying one slice of members after the other."""
+"""The load that goes on over all faults: lanes of each service, each verifying its members slice by slice."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from functools import partial
+from contextlib import ExitStack
 
 import asyncpg
 import grpc
 from google.protobuf.message import Message
 
-from tests.chaos.journal import Batches, Client, Journal, Outcome
+from tests.chaos import cards, points
+from tests.chaos.journal import Client, Journal, Outcome
 from tests.chaos.site import Site
 from tests.contract import breaks_the_contract, mutations
-from tests.points.requests import GOOD
-from tests.support import Points
 
 SLICE = 20.0  # seconds that members live
 TIMEOUT = 2.0  # seconds of an attempt
@@ -33,11 +32,7 @@ TRANSIENT = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.ABORTED,
 }
-LANES: list[Callable[..., Journal]] = [
-    *[partial(Journal, members=4)] * 2,
-    partial(Journal, members=4, cancelling=True),
-    *[partial(Batches, members=100)] * 2,
-]
+PARTS = (points.PART, cards.PART)
 
 
 class Load:
@@ -50,15 +45,16 @@ class Load:
         self.counts: Counter[str] = Counter()
         self.latencies = array("d")
         """Seconds from the first attempt to the answer, of every command."""
-        self.chains: dict[str, list[bytes]] = {}
-        """The hashes of each member's ledger, as they were when they were verified."""
+        self.chains: dict[str, dict[str, list[bytes]]] = {part.service: defaultdict(list) for part in PARTS}
+        """By service what is to be heard about each member, as it was when it was verified."""
 
     async def run(self, over: asyncio.Event) -> None:
         """Goes on until it is over, and returns when all is verified."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._throw_bad_inputs(over))
-            for number, make in enumerate(LANES):  # one after the other, so that they never all pause at once
-                group.create_task(self._lane(group, over, SLICE * (number + 1) / len(LANES), make))
+            lanes = [make for part in PARTS for make in part.lanes]
+            for number, make in enumerate(lanes):  # one after the other, so that they never all pause at once
+                group.create_task(self._lane(group, over, SLICE * (number + 1) / len(lanes), make))
 
     def waits(self, since: float) -> bool:
         """Whether a command that was there at that time, as `time.monotonic` has it, still has no answer."""
@@ -75,7 +71,8 @@ class Load:
             journal = make(self._site.house, seed=self._random.getrandbits(32), timeout=TIMEOUT)
             self._live.add(journal)
             enough = asyncio.Event()
-            load = asyncio.create_task(journal.run(0, *self._site.addresses, struck=enough))
+            addresses = self._site.addresses(journal.service)
+            load = asyncio.create_task(journal.run(0, *addresses, struck=enough))
             ending = asyncio.create_task(over.wait())
             try:
                 await asyncio.wait({load, ending}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -92,6 +89,7 @@ class Load:
     def _count(self, journal: Journal) -> None:
         self.counts["members"] += len(journal.members)
         self.counts["commands"] += len(journal.entries)
+        self.counts[f"commands of {journal.service}"] += len(journal.entries)
         self.counts["attempts"] += sum(entry.attempts for entry in journal.entries)
         self.counts["acknowledged"] += journal.count(Outcome.ACKNOWLEDGED)
         self.counts["refused"] += journal.count(Outcome.REFUSED)
@@ -102,27 +100,33 @@ class Load:
         async with asyncio.timeout(PATIENCE):
             while True:
                 try:
-                    ledger = await journal.verify(PATIENCE)
+                    rows = await journal.verify(PATIENCE)
                     break
                 except DATABASE_AWAY:  # it was struck just now
                     await asyncio.sleep(PAUSE)
-        for row in ledger:
-            self.chains.setdefault(row["member_id"], []).append(row["hash"])
-        self.counts["verified"] += len(ledger)
+        for row in rows:
+            self.chains[journal.service][row["member_id"]].append(row["hash"])
+        self.counts["verified"] += len(rows)
 
     # --- bad inputs -----------------------------------------------------------------------------------
 
     async def _throw_bad_inputs(self, over: asyncio.Event) -> None:
-        with Points(self._site.house) as points:
-            tries = [(method, make, how) for method, make in GOOD for _, how in mutations(make(points))]
+        """To one service after the other, each time on a channel of its own."""
+        with ExitStack() as stack:
+            callers = {part: stack.enter_context(part.caller(self._site.house)) for part in PARTS}
+            tries = {
+                part: [(*good, how) for good in part.good for _, how in mutations(good[1](caller))]
+                for part, caller in callers.items()
+            }
             while not over.is_set():
-                client = Client(self._site.addresses)
-                for method, make, how in self._random.sample(tries, BAD_INPUTS):
-                    request = make(points)
-                    how(request)
-                    await self._throw(client, method, request)
-                    await asyncio.sleep(BAD_EVERY)
-                await client.close()
+                for part, caller in callers.items():
+                    client = Client(self._site.addresses(part.service), part.service)
+                    for method, make, how in self._random.sample(tries[part], BAD_INPUTS):
+                        request = make(caller)
+                        how(request)
+                        await self._throw(client, method, request)
+                        await asyncio.sleep(BAD_EVERY)
+                    await client.close()
 
     async def _throw(self, client: Client, method: str, request: Message) -> None:
         body, broken = request.SerializeToString(), breaks_the_contract(request)

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from rich.table import Table
 
-from tests.chaos.load import Load
+from tests.chaos.load import PARTS, Load
 from tests.chaos.site import Fault
 
 ZEROS = "lost 0, doubled 0, negative 0, unreconciled 0"  # what a run that found one would not get to
@@ -20,6 +20,9 @@ def figures(load: Load, *, seed: int, front: str, seconds: float, events: int) -
     counts, latencies = load.counts, sorted(load.latencies)
     rows = {
         "commands, each acknowledged or refused": f"{counts['commands']:,}",
+        "of them of each service": ", ".join(
+            f"{part.service} {counts[f'commands of {part.service}']:,}" for part in PARTS
+        ),
         "commands a second": f"{counts['commands'] / seconds:,.0f}",
         "latency over all faults, p50 and p99": " and ".join(
             _milliseconds(_quantile(latencies, part)) for part in (0.5, 0.99)
@@ -28,7 +31,7 @@ def figures(load: Load, *, seed: int, front: str, seconds: float, events: int) -
         "attempts; first attempts cancelled": f"{counts['attempts']:,}; {counts['cancelled']:,}",
         "bad inputs tried": f"{counts['bad inputs']:,}",
         "events heard": f"{events:,}",
-        "transactions held against the journal": f"{counts['verified']:,}",
+        "transactions and events held against the journals": f"{counts['verified']:,}",
         "result": f"acknowledged {counts['acknowledged']:,}: {ZEROS}",
         "seed, front": f"{seed}, {front}",
         "versions": ", ".join(f"{name} {version(package)}" for name, package in PACKAGES.items()),

@@ -1,4 +1,4 @@
-"""Where faults happen, what a fault is, and how whoever makes one calls the service meanwhile."""
+"""Where faults happen, what a fault is, and how whoever makes one calls the services meanwhile."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ from tests.chaos.journal import POLL, RETRIED, SETTLE_TIMEOUT, Client
 from tests.chaos.proxy import Proxies
 from tests.support import fresh
 
-TIMEOUT = 10.0  # seconds of an attempt, as long as the service gives any
+TIMEOUT = 10.0  # seconds of an attempt, as long as a service gives any
+EITHER = ("points", "cards")  # what strikes a service strikes any of them
 
 
 @dataclass
 class Site:
-    """A house behind bad networks, with one or two processes of the service."""
+    """A house behind bad networks, with one or two processes of each service."""
 
     house: House
     network: Proxies
     random: random.Random
-    replica: str = ""
-    """The name of the second process, if there is one."""
+    service: str = "points"
+    """The service whose turn it is to be struck."""
+    replicas: dict[str, str] = field(default_factory=dict)
+    """The names of second processes, by service."""
     small_disk: Path | None = None
-    """The file system of PostgreSQL's data, if it is one that can be filled."""
+    """The file system of the services' databases, if it is one that can be filled."""
     seconds: float = 3.0
     """How long what lasts for a while lasts."""
     round: int = 0
@@ -41,44 +44,44 @@ class Site:
     lifted: float = 0.0
     """When the last fault was over, as `time.monotonic` has it: from then on the service may recover."""
     chains: dict[str, list[bytes]] = field(default_factory=dict)
-    """Hashes of the transactions that faults made themselves, by member: they must be announced too."""
+    """Hashes of the transactions of points that faults made themselves, by member: they must be heard too."""
 
     @property
     def processes(self) -> list[str]:
-        """The names of the service's processes."""
-        return ["points", self.replica] if self.replica else ["points"]
+        """The names of the processes of the service whose turn it is."""
+        replica = self.replicas.get(self.service)
+        return [self.service, replica] if replica else [self.service]
 
-    @property
-    def addresses(self) -> list[str]:
-        """Where clients find the service: the first process through its proxy, the second as it is."""
-        first = f"{HOST}:{self.network.ports['points']}"
-        return [first, self.house.describe()[self.replica]["grpc"]] if self.replica else [first]
+    def addresses(self, service: str = "points") -> list[str]:
+        """Where clients find a service: the first process through its proxy, the second as it is."""
+        first, replica = f"{HOST}:{self.network.ports[service]}", self.replicas.get(service)
+        return [first, self.house.describe()[replica]["grpc"]] if replica else [first]
 
     def lift(self) -> None:
         """Says that the fault is over."""
         self.lifted = time.monotonic()
 
-    async def start_replica(self) -> None:
-        """Starts a second process of the service."""
-        self.replica = await asyncio.to_thread(self.house.start_replica, "points")
-        await asyncio.to_thread(self.house.wait_ready, self.replica)
+    async def start_replica(self, service: str) -> None:
+        """Starts a second process of a service."""
+        self.replicas[service] = await asyncio.to_thread(self.house.start_replica, service)
+        await asyncio.to_thread(self.house.wait_ready, self.replicas[service])
 
-    async def stop_replica(self) -> None:
+    async def stop_replica(self, service: str) -> None:
         """Ends it."""
-        name, self.replica = self.replica, ""
-        await asyncio.to_thread(self.house.process(name).stop)
+        await asyncio.to_thread(self.house.process(self.replicas.pop(service)).stop)
 
     @asynccontextmanager
     async def two_processes(self) -> AsyncIterator[None]:
-        """The service runs twice for as long as the block runs."""
-        if self.replica:
+        """The service whose turn it is runs twice for as long as the block runs."""
+        service = self.service
+        if service in self.replicas:
             yield
             return
-        await self.start_replica()
+        await self.start_replica(service)
         try:
             yield
         finally:
-            await self.stop_replica()
+            await self.stop_replica(service)
 
 
 Strike = Callable[[Site], Awaitable[None]]
@@ -91,13 +94,15 @@ class Fault:
     name: str
     numbers: str
     strike: Strike
+    services: tuple[str, ...] = ("points",)
+    """Which services it may strike, in turn; none where it strikes what all of them stand on."""
 
 
 class Caller:
-    """Calls until there is an answer, as every client must; one process after the other."""
+    """Calls a service until there is an answer, as every client must; one process after the other."""
 
-    def __init__(self, site: Site) -> None:
-        self._client = Client(site.addresses)
+    def __init__(self, site: Site, service: str = "points") -> None:
+        self._client = Client(site.addresses(service), service)
         self.refusals: list[grpc.aio.AioRpcError] = []
         """Every answer that said: try again."""
 

@@ -37,6 +37,7 @@ from tests.chaos.levers import (
     stop,
 )
 from tests.chaos.listener import TIMEOUT, Listener
+from tests.chaos.points import PointsJournal
 from tests.chaos.proxy import Mode, Proxies
 from tests.chaos.site import Site, Strike
 from tests.chaos.storage import DEADLOCK_TIMEOUT, audited, small_disk
@@ -119,7 +120,7 @@ async def test_the_service_killed_at_a_failpoint_loses_and_doubles_nothing(house
     await lapse(house)
     # Not waited for: it may well die of the first thing it does.
     await asyncio.to_thread(house.start_service, "points", failpoint=point)
-    journal = Journal(house, seed=deaths.FAILPOINTS.index(point))
+    journal = PointsJournal(house, seed=deaths.FAILPOINTS.index(point))
     load = asyncio.create_task(journal.run(LOAD))
     assert await asyncio.to_thread(house.process("points").wait, TIMEOUT) == 128 + 9
     await start(house)
@@ -163,11 +164,11 @@ async def test_the_service_killed_on_the_native_front_loses_and_doubles_nothing(
         await start(house)
         await redeliver(house)
 
-    await survives(house, Journal(house, seed=20), strike)
+    await survives(house, PointsJournal(house, seed=20), strike)
 
 
 async def test_a_request_gets_its_first_answer_byte_for_byte_from_the_next_process(house: House) -> None:
-    journal = Journal(house, seed=21)
+    journal = PointsJournal(house, seed=21)
     await journal.run(LOAD)
     await kill(house)
     await start(house)
@@ -187,7 +188,7 @@ async def test_a_request_gets_its_first_answer_byte_for_byte_from_the_next_proce
 
 
 async def test_postgresql_killed_under_load_is_found_again_and_nothing_is_lost(house: House) -> None:
-    journal = Journal(house, seed=22)
+    journal = PointsJournal(house, seed=22)
 
     async def strike() -> None:
         for _ in range(3):  # in whatever state each connection happens to be
@@ -204,7 +205,7 @@ async def test_a_postgresql_that_is_silent_is_answered_for_and_recovered_from(
 ) -> None:
     await start(house, call_timeout="60")
     client = Client([house.describe()["points"]["grpc"]])
-    journal = Journal(house, seed=23, timeout=1.0)
+    journal = PointsJournal(house, seed=23, timeout=1.0)
     codes: list[Any] = []
 
     async def strike() -> None:
@@ -254,8 +255,8 @@ async def refusal(client: Client, command: str, deadline: float | None) -> grpc.
 
 
 async def test_nats_killed_and_its_store_wiped_gets_every_event_again(house: House) -> None:
-    journal = Journal(house, seed=24)
-    before = Journal(house, seed=25)
+    journal = PointsJournal(house, seed=24)
+    before = PointsJournal(house, seed=25)
     await before.run(LOAD)
     listener = Listener(house.nats.url)
     await listener.hear_all(await before.verify())
@@ -272,7 +273,7 @@ async def test_nats_killed_and_its_store_wiped_gets_every_event_again(house: Hou
 
 
 async def test_an_idle_relay_notices_that_the_store_was_wiped(house: House) -> None:
-    journal = Journal(house, seed=26)
+    journal = PointsJournal(house, seed=26)
     await journal.run(LOAD)
     ledger = await journal.verify()
     await Listener(house.nats.url).hear_all(ledger)
@@ -286,7 +287,7 @@ async def test_the_service_starts_and_serves_while_nats_is_away(house: House) ->
     await stop(house)
     await asyncio.to_thread(house.nats.kill)
     await start(house)
-    journal = Journal(house, seed=27)
+    journal = PointsJournal(house, seed=27)
     await journal.run(LOAD)
     assert await asyncio.to_thread(house.process("points").stop) == 0  # and stops as it should
     await start(house)
@@ -298,7 +299,7 @@ async def test_the_service_starts_and_serves_while_nats_is_away(house: House) ->
 async def test_lost_pub_acks_have_one_effect_within_the_dedup_window_and_beyond(
     house: House, window: str
 ) -> None:
-    journal = Journal(house, seed=28)
+    journal = PointsJournal(house, seed=28)
     await journal.run(LOAD)
     ledger = await journal.verify()
     listener = Listener(house.nats.url)
@@ -346,7 +347,7 @@ async def test_a_relay_that_was_paused_beyond_its_lease_comes_back_and_reorders_
             await relay_holder(house, "points", replica, other_than=holder)
             house.process(holder).thaw()
 
-        await survives(house, Journal(house, seed=29, timeout=1.0), strike, *addresses)
+        await survives(house, PointsJournal(house, seed=29, timeout=1.0), strike, *addresses)
     finally:
         house.process(replica).thaw()
         house.process("points").thaw()
@@ -357,7 +358,7 @@ async def test_a_relay_that_was_paused_beyond_its_lease_comes_back_and_reorders_
 async def test_events_of_a_long_transaction_hold_nothing_back_and_are_not_skipped(house: House) -> None:
     member = fresh("slow")
     body = PointsPosted(member_id=member, epoch=1, version=1).SerializeToString()
-    journal, listener = Journal(house, seed=30), Listener(house.nats.url)
+    journal, listener = PointsJournal(house, seed=30), Listener(house.nats.url)
     connection = await owner(house)
     try:
         async with connection.transaction():
@@ -458,7 +459,7 @@ async def test_an_outage_of_the_database_dead_letters_nothing_that_is_sound(hous
 
 
 async def test_calls_cancelled_at_random_instants_happened_whole_or_not_at_all(house: House) -> None:
-    journal = Journal(house, seed=32, cancelling=True)
+    journal = PointsJournal(house, seed=32, cancelling=True)
     await journal.run(LOAD)
     await Listener(house.nats.url).hear_all(await journal.verify())
 
@@ -489,24 +490,23 @@ async def test_bad_networks_locks_and_messages_at_the_wrong_time_lose_and_double
             await fault(site)
             await journal.acknowledged(journal.count(Outcome.ACKNOWLEDGED) + AFTER // 2)
 
-    journal = Journal(house, seed=33, timeout=2.0)
-    await survives(house, journal, strike, *site.addresses)
+    journal = PointsJournal(house, seed=33, timeout=2.0)
+    await survives(house, journal, strike, *site.addresses())
 
 
 @pytest.mark.parametrize("path", ["postgres", "nats"])
 async def test_a_connection_whose_other_end_vanished_is_given_up(
     house: House, network: Proxies, path: str
 ) -> None:
-    # Each dead connection of the pool is found out for itself, by a command's timeout of eight seconds.
-    await start(house, database_pool="4")
-    journal, site = Journal(house, seed=34, timeout=2.0), Site(house, network, random.Random(34))
+    await start(house)
+    journal, site = PointsJournal(house, seed=34, timeout=2.0), Site(house, network, random.Random(34))
 
     async def strike() -> None:
         network.set(path, Mode.HALF_OPEN)
         network.set(path, Mode.CLEAR)
         await journal.acknowledged(journal.count(Outcome.ACKNOWLEDGED) + AFTER)
 
-    await survives(house, journal, strike, *site.addresses)
+    await survives(house, journal, strike, *site.addresses())
 
 
 def test_a_full_disk_refuses_what_needs_room_and_loses_nothing(data: Path) -> None:
@@ -519,7 +519,7 @@ def test_a_full_disk_refuses_what_needs_room_and_loses_nothing(data: Path) -> No
             house.start_service("points")
             house.wait_ready("points")
             site = Site(house, network, random.Random(35), small_disk=disk)
-            journal = Journal(house, seed=35)
+            journal = PointsJournal(house, seed=35)
             asyncio.run(survives(house, journal, partial(storage.disk_full, site)))
             assert not asyncio.run(audited(house))
             assert not defects(house)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from typing import Any
 
 import grpc
+from loyalty.cards.v1 import cards_service_pb2 as cards_pb
 from loyalty.orders.v1.orders_pb2 import Order, OrderPaid
 from loyalty.points.v1 import points_service_pb2 as pb
 
 from services.chassis.gather import MAX_WAITING
+from tests.chaos import cards
+from tests.chaos.cards_books import QUOTA
 from tests.chaos.journal import POLL
-from tests.chaos.levers import PATHS, all_sent, broker, eventually, patiently, redeliver, sql
+from tests.chaos.levers import CONSUMED, all_sent, broker, eventually, patiently, redeliver, sql
 from tests.chaos.proxy import Mode
-from tests.chaos.site import Caller, Fault, Site, an_adjustment
+from tests.chaos.site import EITHER, Caller, Fault, Site, an_adjustment
 from tests.support import fresh, order, read_refusal
 
 ORDER_PAID = "loyalty.orders.v1.OrderPaid"
@@ -28,6 +32,7 @@ HOT = 500  # commands of one member at once
 ITEMS = 1_000  # of a BatchPost
 COME_BACK = 0.5  # seconds, as RetryInfo says to whom it can say so
 LORISES = 50  # connections of callers who never come to the point
+STREAMS = {"points": ("POINTS", "ORDERS"), "cards": ("CARDS",)}  # what each service announces on
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -36,7 +41,8 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 async def bad_network(mode: Mode, site: Site) -> None:
     """One of the paths is bad for a while, the next one the next time."""
-    path = PATHS[(site.round + list(Mode).index(mode)) % len(PATHS)]
+    paths = ("postgres", "nats", *site.house.services)
+    path = paths[(site.round + list(Mode).index(mode)) % len(paths)]
     site.network.set(path, mode)
     try:
         await asyncio.sleep(site.seconds)
@@ -47,9 +53,9 @@ async def bad_network(mode: Mode, site: Site) -> None:
 
 async def slow_lorises(site: Site) -> None:
     """Callers send their first bytes one by one, and never come to the point."""
-    writers = []
+    writers, addresses = [], site.addresses()
     try:
-        for address in site.addresses * (LORISES // len(site.addresses)):
+        for address in addresses * (LORISES // len(addresses)):
             host, port = address.rsplit(":", 1)
             with suppress(OSError):  # one that is turned away is one less
                 _, writer = await asyncio.open_connection(host, int(port))
@@ -71,7 +77,7 @@ async def slow_lorises(site: Site) -> None:
 
 async def pub_acks_lost(site: Site) -> None:
     """The relay forgets that it sent its latest events: it sends them again within the dedup window."""
-    await sql(site.house, _FORGET, RECENT)
+    await sql(site.house, _FORGET, RECENT, service=site.service)
     site.lift()
     await all_sent(site.house)
 
@@ -79,7 +85,7 @@ async def pub_acks_lost(site: Site) -> None:
 async def pub_acks_lost_for_long(site: Site) -> None:
     """The same, and the streams take them for new ones: as after the dedup window."""
     async with broker(site.house) as client:
-        for name in ("POINTS", "ORDERS"):
+        for name in STREAMS[site.service]:
             await patiently(partial(_repeat, client.jetstream(), name))
     await pub_acks_lost(site)
 
@@ -101,12 +107,13 @@ WHERE sent_at IS NOT NULL AND position IN (SELECT position FROM outbox ORDER BY 
 async def acks_lost(site: Site) -> None:
     """JetStream forgets what was acknowledged, and delivers all of it again."""
     async with broker(site.house) as client:
-        await patiently(partial(_forget_consumer, client.jetstream()))
+        stream = site.random.choice(CONSUMED[site.service])
+        await patiently(partial(_forget_consumer, client.jetstream(), stream, site.service))
     site.lift()
 
 
-async def _forget_consumer(stream: Any) -> None:
-    await stream.delete_consumer("ORDERS", "points")
+async def _forget_consumer(jetstream: Any, stream: str, consumer: str) -> None:
+    await jetstream.delete_consumer(stream, consumer)
 
 
 async def acks_stale(site: Site) -> None:
@@ -144,8 +151,12 @@ async def messages_wild(site: Site) -> None:
 
 
 def _order(site: Site) -> Order:
+    return order(site.random.randint(100, 5000), _now(site))
+
+
+def _now(site: Site) -> datetime:
     assert site.house.clock is not None
-    return order(site.random.randint(100, 5000), site.house.clock.now())
+    return site.house.clock.now()
 
 
 def _paid(member: str, what: Order) -> bytes:
@@ -196,8 +207,12 @@ async def one_request_many_times(site: Site) -> None:
         assert [await caller.available(each) for each in (member, other)] == [7, 9]
 
 
-async def last_points(site: Site) -> None:
-    """Many want the last points at once."""
+async def last_of_it(site: Site) -> None:
+    """Many want the last points of a member at once, or the last uses of a benefit."""
+    await (_last_points(site) if site.service == "points" else _last_uses(site))
+
+
+async def _last_points(site: Site) -> None:
     member = fresh("m")
     async with Caller(site) as caller:
         await caller.give(member, 100)
@@ -209,6 +224,18 @@ async def last_points(site: Site) -> None:
         won = sorted(a.balance.available for a in answers if isinstance(a, pb.Transaction))
         assert won == list(range(2, 100, 7))
         assert await caller.available(member) == 2
+
+
+async def _last_uses(site: Site) -> None:
+    member = fresh("m")
+    async with Caller(site, "cards") as caller:
+        await cards.buy(caller, member, _now(site))
+        requests = [cards.a_redemption(member, pieces=1) for _ in range(MANY)]
+        answers = await _all(caller, "RedeemBenefits", requests)
+        site.lift()
+        taken = [a for a in answers if isinstance(a, cards_pb.RedeemBenefitsResponse)]
+        assert len(taken) == MANY  # who comes too late pays the whole price
+        assert sum(use.uses for a in taken for use in a.redemptions) == QUOTA
 
 
 async def _all(caller: Caller, method: str, requests: Sequence[Any]) -> list[Any]:
@@ -269,18 +296,19 @@ FAULTS = [
             f"network: {mode.value}",
             "F3, F20" if mode is Mode.BLACK_HOLE else "F20",
             partial(bad_network, mode),
+            (),
         )
         for mode in Mode
         if mode is not Mode.CLEAR
     ),
     Fault("slow lorises", "F20", slow_lorises),
-    Fault("PubAcks lost", "F5", pub_acks_lost),
-    Fault("PubAcks lost beyond the window", "F5", pub_acks_lost_for_long),
-    Fault("acks lost", "F5, F8", acks_lost),
+    Fault("PubAcks lost", "F5", pub_acks_lost, EITHER),
+    Fault("PubAcks lost beyond the window", "F5", pub_acks_lost_for_long, EITHER),
+    Fault("acks lost", "F5, F8", acks_lost, EITHER),
     Fault("acks stale", "F8", acks_stale),
     Fault("messages repeated, shuffled, poisoned", "F8", messages_wild),
     Fault("one request many times", "F10", one_request_many_times),
-    Fault("last points", "F11", last_points),
+    Fault("last points, last uses", "F11", last_of_it, EITHER),
     Fault("hot member", "F19", hot_member),
     Fault("overload", "F19", overload),
 ]

@@ -10,24 +10,15 @@ from typing import Any
 from loyalty.points.v1 import points_service_pb2 as pb
 
 from services.points.domain.ledger import MAX_BALANCE
-from tests.chaos.journal import (
-    SETTLE_TIMEOUT,
-    Entry,
-    Journal,
-    Outcome,
-    announced,
-    check_member,
-    owner,
-    rows_of,
-    until,
-)
+from tests.chaos.journal import SETTLE_TIMEOUT, Entry, Outcome, owner, rows_of, until
+from tests.chaos.points import PointsJournal, announced, check_member
 from tests.filling import gift, post
 from tests.support import fresh
 
 GIVEN = 10_000  # points that each member has at first
 
 
-class Transfers(Journal):
+class Transfers(PointsJournal):
     """Each member sends to any of the others, or to one who can take no more."""
 
     async def prepare(self) -> None:
@@ -55,7 +46,7 @@ class Transfers(Journal):
                 return not await connection.fetchval(_ON_THEIR_WAY, self.members)
 
             await until(ended, patience)
-            ledger = await rows_of(connection, "transactions", everyone)
+            ledger = await rows_of(connection, "transactions", everyone, order="seq")
             members = await rows_of(connection, "members", everyone)
             events = await announced(connection, everyone)
         finally:

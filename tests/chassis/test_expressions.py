@@ -7,7 +7,15 @@ from datetime import UTC, datetime
 import pytest
 from loyalty.orders.v1.orders_pb2 import Order
 
-from services.chassis.expressions import TIMESTAMP, EvaluationFailed, ExpressionInvalid, Vocabulary
+from services.chassis.expressions import (
+    STRING,
+    STRINGS,
+    TEXTS_BY_KEY,
+    TIMESTAMP,
+    EvaluationFailed,
+    ExpressionInvalid,
+    Vocabulary,
+)
 
 ORDERS = Vocabulary({"order": "loyalty.orders.v1.Order", "now": TIMESTAMP})
 SUMMER = datetime(2026, 7, 1, 12, tzinfo=UTC)
@@ -134,3 +142,15 @@ def compiles(vocabulary: Vocabulary, text: str) -> bool:
     except ExpressionInvalid:
         return False
     return True
+
+
+def test_a_text_follows_from_facts_or_has_no_value() -> None:
+    names = {"tags": TEXTS_BY_KEY, "cards": STRINGS, "tier": STRING}
+    vocabulary = Vocabulary(names)
+    facts = vocabulary.facts({"tags": {"city": "杭州"}, "cards": ["king", "tea"], "tier": ""})
+    assert vocabulary.compile_text("tags.city + ' ' + cards[1] + tier").value(facts) == "杭州 tea"
+    with pytest.raises(EvaluationFailed, match=r"^NOT_FOUND: Key not found in map$"):
+        vocabulary.compile_text("tags.none").value(facts)
+    for text, complaint in (("size(cards)", "must be a string, is INT"), ("cards[0] +", "Syntax error")):
+        with pytest.raises(ExpressionInvalid, match=complaint):
+            vocabulary.compile_text(text)

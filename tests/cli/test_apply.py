@@ -89,8 +89,8 @@ def test_what_is_true_or_false_is_read_in_a_programme_too(file: Path) -> None:
         ("cards: 5\n", 1, "products", "must be a list"),
         ("cards:\n  products:\n    - king\n", 3, "products[0]", "must be a mapping"),
         ("points:\n  earn_rules: {}\n", 2, "earn_rules", "must be a list"),
-        ("vouchers: {}\n", 1, "vouchers", "known: points, cards"),
-        ("- points\n", 1, "", "one of the keys points, cards"),
+        ("vouchers: {}\n", 1, "vouchers", "known: points, cards, groups"),
+        ("- points\n", 1, "", "one of the keys points, cards, groups"),
     ],
 )
 def test_a_fault_is_told_with_its_line_and_field(

@@ -27,6 +27,8 @@ import pytest
 import yaml
 from loyalty.cards.v1 import cards_service_pb2 as cards_pb
 from loyalty.cards.v1.cards_service_pb2_grpc import CardsServiceStub
+from loyalty.groups.v1 import groups_service_pb2 as groups_pb
+from loyalty.groups.v1.groups_service_pb2_grpc import GroupsServiceStub
 from loyalty.orders.v1.orders_pb2 import OrderPaid
 from loyalty.points.v1 import points_service_pb2 as pb
 from loyalty.points.v1.points_service_pb2_grpc import PointsServiceStub
@@ -297,6 +299,71 @@ def test_the_catalogue_that_is_delivered_is_put_once(ours: Ours, tmp_path: Path)
     assert "cards/king-month: version 1 is put\n" in ours.loyalty("apply", "-f", catalogue)
     again = json.loads(ours.loyalty("apply", "-f", catalogue, "--json"))
     assert not any(put["changed"] for put in again.values())
+
+
+def test_groups_are_put_in_the_order_of_the_file_and_only_if_they_say_something_else(
+    ours: Ours, tmp_path: Path
+) -> None:
+    site, first, second = fresh("site"), fresh("scheme"), fresh("scheme")
+    location = {"latitude": 31.1753040, "longitude": 121.5315419, "datum": "DATUM_GCJ02"}
+    said: dict[str, Any] = {
+        "sites": [{"site_id": site, "name": "一店", "city": "上海", "location": location}],
+        "schemes": [
+            {
+                "scheme_id": name,
+                "kind": "SCHEME_KIND_BY_LOCATION",
+                "name_pattern": "群{seq}",
+                "capacity": 500,
+                "withdrawn": True,
+                **more,
+            }
+            for name, more in (
+                (first, {"default_site_id": site}),
+                (second, {"successor_scheme_id": first}),
+            )
+        ],
+    }
+    file = tmp_path / "groups.yaml"
+
+    def apply(*how: str) -> dict[str, Any]:
+        file.write_text(yaml.safe_dump({"groups": said}, sort_keys=False))
+        outcomes = json.loads(ours.loyalty("apply", "-f", file, "--json", *how))
+        return {name.rpartition("/")[2]: outcome["changed"] for name, outcome in outcomes.items()}
+
+    for how in (("--dry-run",), ()):
+        assert apply(*how) == {site: True, first: True, second: True}
+    assert apply() == {site: False, first: False, second: False}
+    said["sites"][0]["name"] = "二店"
+    assert apply() == {site: True, first: False, second: False}
+    said["schemes"][1]["threshold"] = [{"name": "wrong", "expression": "facts.nothing"}]
+    said["sites"][0]["location"]["latitude"] = 131.0
+    file.write_text(yaml.safe_dump({"groups": said}, sort_keys=False))
+    complaints = ours.fails("apply", "-f", file)
+    line = 1 + next(n for n, text in enumerate(file.read_text().splitlines()) if "facts.nothing" in text)
+    assert f"{file}:{line}: schemes[1].threshold[0].expression: " in complaints
+    assert "sites[0].location" in complaints
+
+
+def test_a_group_is_attached_to_its_chat(ours: Ours) -> None:
+    scheme = groups_pb.Scheme(
+        scheme_id=fresh("scheme"), kind=groups_pb.SCHEME_KIND_INVITE, name_pattern="群", capacity=9
+    )
+    with grpc.insecure_channel(ours.where["groups"]["grpc"]) as channel:
+        stub = GroupsServiceStub(channel)
+        put = groups_pb.PutSchemeRequest(request_id=fresh("put"), scheme=scheme)
+        stub.PutScheme(put, timeout=TIMEOUT)
+        request = groups_pb.OpenGroupRequest(
+            request_id=fresh("open"), scheme_id=scheme.scheme_id, inviter_id="kol"
+        )
+        group = stub.OpenGroup(request, timeout=TIMEOUT)
+    chat = fresh("chat")
+    said = ours.loyalty("groups", "attach", group.group_id, "--chat-id", chat)
+    assert said == f"群: chat {chat}, entry unknown\n"
+    link = "https://work.weixin.qq.com/gm/1"
+    found = json.loads(ours.loyalty("groups", "attach", group.group_id, "--entry-link", link, "--json"))
+    assert (found["chat_id"], found["entry_link"]) == (chat, link)
+    assert "GROUP_UNKNOWN" in ours.fails("groups", "attach", "grp_" + "0" * 32, "--chat-id", chat)
+    assert "nothing to attach" in ours.fails("groups", "attach", group.group_id)
 
 
 def test_the_faults_of_a_file_can_be_read_by_machines(ours: Ours, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ from google.protobuf.json_format import ParseDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from loyalty.cards.v1 import cards_service_pb2 as cards_pb
 from loyalty.cards.v1.cards_service_pb2_grpc import CardsServiceStub
+from loyalty.groups.v1 import groups_service_pb2 as groups_pb
+from loyalty.groups.v1.groups_service_pb2_grpc import GroupsServiceStub
 from loyalty.points.v1 import points_service_pb2 as pb
 from loyalty.points.v1.points_service_pb2_grpc import PointsServiceStub
 
@@ -38,6 +40,7 @@ from services.cards.settings import CardsSettings
 from services.chassis.database import ACQUIRE_TIMEOUT
 from services.chassis.settings import ServiceSettings
 from services.cli.servers import HOST, Guarded, Postgres, free_port
+from services.groups.settings import GroupsSettings
 from services.points.settings import PointsSettings
 from tests.support import PROGRAMME, TIMEOUT, fresh, refused
 
@@ -50,7 +53,11 @@ KUBERNETES = "1.37"
 OURS = "loyalty"  # the image
 RENDERED = ("base", "overlays/dev")
 POD_OWNERS = ("Deployment", "StatefulSet", "Job")
-SETTINGS: dict[str, type[ServiceSettings]] = {"points": PointsSettings, "cards": CardsSettings}
+SETTINGS: dict[str, type[ServiceSettings]] = {
+    "points": PointsSettings,
+    "cards": CardsSettings,
+    "groups": GroupsSettings,
+}
 START_TIMEOUT = 60.0  # seconds
 POLL = 0.05  # seconds between looks
 
@@ -521,7 +528,19 @@ def put_product(channel: grpc.Channel, **call: Any) -> int:
     return CardsServiceStub(channel).PutProduct(request, timeout=TIMEOUT, **call).version
 
 
-PUTS: dict[str, Callable[..., int]] = {"points": put_programme, "cards": put_product}
+def put_scheme(channel: grpc.Channel, **call: Any) -> int:
+    scheme = groups_pb.Scheme(
+        scheme_id="fans", kind=groups_pb.SCHEME_KIND_INVITE, name_pattern="粉丝群{seq}", capacity=500
+    )
+    request = groups_pb.PutSchemeRequest(request_id=fresh("scheme"), scheme=scheme)
+    return GroupsServiceStub(channel).PutScheme(request, timeout=TIMEOUT, **call).version
+
+
+PUTS: dict[str, Callable[..., int]] = {
+    "points": put_programme,
+    "cards": put_product,
+    "groups": put_scheme,
+}
 
 
 def test_the_try_out_serves_who_holds_a_token_of_its_key(
@@ -607,7 +626,7 @@ def test_the_image_holds_the_very_versions_that_are_tested() -> None:
     runtime, everything = locked("requirements-runtime.lock"), locked("requirements.lock")
     assert runtime.items() <= everything.items()
     assert all(hashes for _version, hashes in runtime.values())
-    assert "http" not in (ROOT / "requirements-runtime.lock").read_text()
+    assert "://" not in (ROOT / "requirements-runtime.lock").read_text()
 
 
 def test_a_service_starts_with_nothing_but_what_the_image_holds(tmp_path: Path, service: str) -> None:

@@ -27,6 +27,7 @@ from tests.cards.calls import (
     confirm,
     entitled,
     freeze,
+    give,
     give_back,
     place,
     put,
@@ -66,7 +67,7 @@ PLUS = product(
     {"benefit_code": "more", "kind": "BENEFIT_KIND_POINTS_MULTIPLIER", "value": 1_500_000},
     code="plus", period="P30D", price_minor=3000, points_price=PRICE, upgrade_policy="UPGRADE_POLICY_NOW",
     refund_policy={"cooling_off_days": 7, "otherwise": "REFUND_RULE_PRO_RATA"},
-    freeze_policy={"shortest_days": 1, "longest_days": 9, "count": 1},
+    freeze_policy={"shortest_days": 1, "longest_days": 9, "count": 1}, gift_claim_days=10,
 )  # fmt: skip
 GRAND = product(
     code="grand", period="P90D", points_price=2 * PRICE, price_minor=0, upgrade_policy="UPGRADE_POLICY_NOW",
@@ -242,6 +243,16 @@ def test_a_card_given_back_returns_its_points_once(cards: Cards, points: Points)
     # It was the points of that order, so buying it again is as it was before.
     by_points(cards, points, member)
     assert points.balance(member).available == 2 * BONUS
+
+
+def test_a_gift_that_nobody_claims_gives_its_points_back(cards: Cards, points: Points) -> None:
+    member = fresh("member")
+    points.adjust(member, PRICE + 20)
+    given = give(cards, member, PLUS, pay_with=pb.PAY_WITH_POINTS)
+    assert ended(cards, given.order).status == pb.CARD_ORDER_STATUS_PAID
+    assert points.balance(member).available == 20
+    wait(cards, days=10)
+    eventually(lambda: points.balance(member).available == PRICE + 20)
 
 
 def test_what_is_left_of_a_used_card_is_what_comes_back(cards: Cards, points: Points) -> None:

@@ -178,9 +178,7 @@ def _kill_nats(house: House) -> None:
 
 
 def _distinct_events(house: House, expected: int) -> int:
-
-    received, _ = Listener(house.nats.url).received(expected)
-    return received
+    return len(Listener(house.nats.url, "points").heard(expected))
 
 
 def test_the_house_says_where_it_is(house: House) -> None:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loyalty.points.v1 import points_events_pb2 as epb
 
-from services.points.commands import PlaceHold
+from services.points.commands import CloseHold, PlaceHold
 from services.points.domain.ledger import Account, HoldState, TransactionKind, Unit
 from services.points.errors import (
     CaptureExceedsHold,
@@ -190,6 +190,19 @@ def test_a_hold_is_closed_once(first: Any, second: Any) -> None:
     with pytest.raises(HoldClosed):
         second(desk, hold)
     assert desk.balances == before
+
+
+def test_who_releases_by_event_what_was_captured_gets_it_back_to_its_lots_once() -> None:
+    desk = Desk()
+    lasting, short = desk.earn(10), desk.earn(10, months=1)
+    captured = desk.capture(desk.place(12))
+    placed_by = desk.transactions[-2].request_id
+    release = {"placed_by": placed_by, "captured_by": captured.request_id, "capture": None}
+    for _ in range(2):
+        desk.tell(CloseHold, event=True, request_id="release", **release)
+        assert (desk.balances, kinds(desk)[-2:]) == ((20, 0, 0, 0), ["CAPTURE", "REVERSE"])
+        assert desk.lots() == {(lasting.seq, 0): 10, (short.seq, 0): 10}
+    assert desk.announced(epb.HoldReleased) == []
 
 
 @pytest.mark.parametrize(

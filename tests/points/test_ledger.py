@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.points.commands import Receive
+from services.points.commands import Command, Receive
 from services.points.domain import ledger, verbs
 from services.points.domain.calendar import add_months, local_midnight
 from services.points.domain.ledger import (
@@ -40,6 +40,7 @@ from services.points.errors import (
     InsufficientPoints,
     OccurTimeAhead,
 )
+from services.points.folding import HANDLERS
 from tests.points.desk import Desk
 
 NOON = datetime(2026, 6, 15, 4, tzinfo=UTC)
@@ -69,6 +70,11 @@ earns = st.tuples(
     st.sampled_from([0, 0, 10]),  # days until it can be spent
 )
 histories = st.lists(earns, max_size=8)
+
+
+def test_every_command_can_be_done() -> None:
+    kinds = {kind.__name__ for kind in Command.__subclasses__()}
+    assert {kind.__name__ for kind in HANDLERS} == kinds
 
 
 def member_with(history: Sequence[tuple[int, int | None, int, int]]) -> Member:

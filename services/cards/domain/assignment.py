@@ -5,8 +5,9 @@ The solver reckons with floats. Below `EXACT` they hold whole numbers exactly, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,17 @@ class Worths:
 
     def __init__(self, of: Sequence[int | None]) -> None:
         self.of = of
-        self.costs: NDArray[Any] = np.array([np.inf if worth is None else -worth for worth in of])
+        self.taken = frozenset(thing for thing, worth in enumerate(of) if worth is not None)
+
+    @cached_property
+    def costs(self) -> NDArray[Any]:
+        """The same, as the solver wants it."""
+        return np.array([np.inf if worth is None else -worth for worth in self.of])
+
+    def best(self, things: Iterable[int], must: int, may: int) -> list[int]:
+        """So many of what is taken, whatever it is worth, and up to so many more where that is something."""
+        best = sorted(things, key=lambda thing: (-(self.of[thing] or 0), thing))[: must + may]
+        return sorted([*best[:must], *(thing for thing in best[must:] if (self.of[thing] or 0) > 0)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,14 @@ def assign(takers: Sequence[Taker], things: int, barred: Sequence[int]) -> list[
     rows, spare = sum(counts), things
     if not rows:
         return [[] for _ in takers]
+    open_to = [taker.worths.taken.difference(barred) for taker in takers]
+    if any(taker.must > len(mine) for taker, mine in zip(takers, open_to, strict=True)):
+        return None
+    if len(frozenset().union(*open_to)) == sum(map(len, open_to)):  # nobody stands in another's way
+        return [
+            taker.worths.best(mine, taker.must, taker.may)
+            for taker, mine in zip(takers, open_to, strict=True)
+        ]
     matrix = np.full((rows, things + sum(taker.may for taker in takers)), np.inf)
     row = 0
     for taker, count in zip(takers, counts, strict=True):

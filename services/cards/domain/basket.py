@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from services.cards.domain.products import BenefitKind
 
@@ -75,16 +76,14 @@ class Offer:
                 return 0
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """One piece of a line, with its price."""
 
     line_id: str
     price: int
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What is done for a piece: one benefit, and perhaps an AMOUNT_OFF after it."""
 
     saved: int = 0
@@ -120,8 +119,7 @@ class Note(StrEnum):
     SCOPE_FAILED = "SCOPE_FAILED"
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One line of the explanation: what these pieces cost before and after."""
 
     note: Note
@@ -133,8 +131,7 @@ class Step:
     after: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class LineUse:
+class LineUse(NamedTuple):
     """What one benefit does for a line."""
 
     offer: Offer
@@ -142,8 +139,7 @@ class LineUse:
     saved: int
 
 
-@dataclass(frozen=True, slots=True)
-class QuotedLine:
+class QuotedLine(NamedTuple):
     """What is to be paid for a line."""
 
     line_id: str
@@ -151,8 +147,7 @@ class QuotedLine:
     uses: tuple[LineUse, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """How often the order uses a benefit: once per piece, per bundle, or per delivery."""
 
     offer: Offer
@@ -193,9 +188,10 @@ def pieces_of(lines: Iterable[Line]) -> Counter[Piece]:
     for line in lines:
         if line.quantity:
             price, dearer = divmod(line.amount_minor, line.quantity)
-            pieces[Piece(line.line_id, price + 1)] += dearer
-            pieces[Piece(line.line_id, price)] += line.quantity - dearer
-    return +pieces
+            pieces[Piece(line.line_id, price)] = line.quantity - dearer
+            if dearer:
+                pieces[Piece(line.line_id, price + 1)] = dearer
+    return pieces
 
 
 def share(total: int, prices: Sequence[int]) -> list[int]:

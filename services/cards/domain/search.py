@@ -68,8 +68,8 @@ def choose(pieces: Counter[Piece], offers: Sequence[Offer]) -> Chosen:
     limited = [offer for offer in single if offer.limit is not None]
     bundles = [offer for offer in offers if offer.kind is BenefitKind.BUNDLE_PRICE]
     base = {piece: _unlimited(piece, free) for piece in sorted(pieces, key=lambda p: (p.line_id, -p.price))}
-    takes, cut = _takes(pieces, limited, bundles)
-    problem = Problem.of(pieces, base, free, takes)
+    takes, listed, cut = _takes(pieces, limited, bundles)
+    problem = Problem.of(listed, base, free, takes)
     found, bound = _search(problem)
     chosen = _chosen(problem, found, pieces, base)
     saved = sum(plan.saved * times for (_, plan), times in chosen.plans.items()) + sum(
@@ -99,8 +99,8 @@ def _plans(piece: Piece, firsts: Sequence[Offer], seconds: Sequence[Offer]) -> I
 
 def _takes(
     pieces: Counter[Piece], limited: Sequence[Offer], bundles: Sequence[Offer]
-) -> tuple[dict[Offer, int], bool]:
-    """How often each benefit can be used at most, and whether that had to be cut short."""
+) -> tuple[dict[Offer, int], dict[Piece, int], bool]:
+    """How often each benefit can be used at most, on which pieces, and whether that had to be cut short."""
     takes: dict[Offer, int] = {}
     for offer in limited:
         takes[offer] = min(offer.limit or 0, _count(pieces, offer.lines))
@@ -108,11 +108,11 @@ def _takes(
         most = min(_count(pieces, part.lines) // part.quantity for part in offer.parts)
         takes[offer] = most if offer.limit is None else min(offer.limit, most)
     takes = {offer: times for offer, times in takes.items() if times}
-    cut = False
-    while _rows(takes) * (_rows(takes) + sum(_listed(pieces, takes).values())) > MAX_CELLS:
+    listed, cut = _listed(pieces, takes), False
+    while _rows(takes) * (_rows(takes) + sum(listed.values())) > MAX_CELLS:
         takes = {offer: times - (times // 4 or 1) for offer, times in takes.items() if times > 1}
-        cut = True
-    return takes, cut
+        listed, cut = _listed(pieces, takes), True
+    return takes, listed, cut
 
 
 def _rows(takes: Mapping[Offer, int]) -> int:
@@ -157,10 +157,13 @@ class Problem:
 
     @classmethod
     def of(
-        cls, pieces: Counter[Piece], base: dict[Piece, Plan], free: Sequence[Offer], takes: dict[Offer, int]
+        cls,
+        counts: Mapping[Piece, int],
+        base: dict[Piece, Plan],
+        free: Sequence[Offer],
+        takes: dict[Offer, int],
     ) -> Problem:
-        """Keeps of alike pieces as many as can be used."""
-        counts = _listed(pieces, takes)
+        """With so many of the pieces that are alike."""
         listed = [piece for piece in base for _ in range(counts[piece])]
         plans = {
             (offer, piece): _with(piece, offer, free) for offer in takes for piece in base if not offer.parts
@@ -272,7 +275,12 @@ class Problem:
             for part in offer.parts
         ]
         whole = sum(part.quantity * most for part, most in zip(offer.parts, dearest, strict=True))
-        return [price * most // whole for most in dearest]
+        shares = [price * most // whole for most in dearest]
+        rest = price - sum(part.quantity * share for part, share in zip(offer.parts, shares, strict=True))
+        for index, part in enumerate(offer.parts):  # nothing is left where a part is a single piece
+            more, rest = divmod(rest, part.quantity)
+            shares[index] += more
+        return shares
 
     @cached_property
     def uncharged(self) -> dict[Offer, int]:

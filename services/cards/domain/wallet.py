@@ -6,7 +6,7 @@ The records never change; a change replaces one. So what a batch did is what is 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -207,8 +207,9 @@ class Wallet:
 
     def copy(self) -> Wallet:
         """A copy to work on."""
+        own = (self.member_id, self.tier, self.facts, self.fact_versions, self.next_due_time)
         collections: dict[str, Any] = {name: dict(getattr(self, name)) for name in _COLLECTIONS}
-        return replace(self, **collections)
+        return Wallet(*own, **collections)
 
 
 _COLLECTIONS: tuple[str, ...] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import chain
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -45,10 +46,10 @@ from services.cards.store.rows import (
     use_rows,
     window_rows,
 )
-from services.cards.store.statements import MEMBER, By, Lookup, Upsert, Values, one_of
 from services.cards.store.wanted import Answered, Changes, Named, Seen, Wanted
 from services.chassis.database import Connection, Insert, Row, Statement, rows_of
 from services.chassis.ids import bucket
+from services.chassis.statements import MEMBER, By, Lookup, Upsert, Values, one_of
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -285,23 +286,28 @@ async def _lock_and_load_claims(connection: Connection, wanted: Wanted, seen: Se
 
 # --- save ---------------------------------------------------------------------------------------------
 
-_SAVE_MEMBERS = Upsert(t.members)
+
+def _upsert(table: sa.Table) -> Upsert:
+    return Upsert(table, t.CHANGING[table.name])
+
+
+_SAVE_MEMBERS = _upsert(t.members)
 # What a wallet holds, by the name of the collection: the tables that keep it, and the rows of a record.
 _SAVE: tuple[tuple[str, Upsert, Callable[[str, Any, Any], Sequence[Values]]], ...] = (
-    ("cards", Upsert(t.cards), card_rows),
-    ("cards", Upsert(t.segments), segment_rows),
-    ("orders", Upsert(t.orders), order_rows),
-    ("payments", Upsert(t.payments), payment_rows),
-    ("uses", Upsert(t.redemptions), use_rows),
-    ("baskets", Upsert(t.baskets), basket_rows),
-    ("windows", Upsert(t.quota_windows), window_rows),
-    ("renewals", Upsert(t.renewals), renewal_rows),
-    ("rewards", Upsert(t.rewards), reward_rows),
+    ("cards", _upsert(t.cards), card_rows),
+    ("cards", _upsert(t.segments), segment_rows),
+    ("orders", _upsert(t.orders), order_rows),
+    ("payments", _upsert(t.payments), payment_rows),
+    ("uses", _upsert(t.redemptions), use_rows),
+    ("baskets", _upsert(t.baskets), basket_rows),
+    ("windows", _upsert(t.quota_windows), window_rows),
+    ("renewals", _upsert(t.renewals), renewal_rows),
+    ("rewards", _upsert(t.rewards), reward_rows),
 )
 _ADD_ANSWERS = Insert(t.answers)
 _ADD_PAYMENT_CLAIMS = Insert(t.payment_claims)
-_SAVE_GIFTS = Upsert(t.gifts)
-_SAVE_SLOTS = Upsert(t.sales_slots)
+_SAVE_GIFTS = _upsert(t.gifts)
+_SAVE_SLOTS = _upsert(t.sales_slots)
 
 
 def _drop_slots() -> Statement:
@@ -324,7 +330,7 @@ async def save(connection: Connection, changes: Changes, received: datetime) -> 
     wallets = [(before.wallets[name], now) for name, _, now in _replaced(before.wallets, after.wallets)]
     rows = _SAVE_MEMBERS.changed((member_rows(was), member_rows(now)) for was, now in wallets)
     await _SAVE_MEMBERS.write(connection, rows)
-    touched = {row[1] for row in rows}
+    touched = {row[1] for row in chain(*rows)}
     for name, upsert, rows_of_record in _SAVE:
         rows = upsert.changed(
             (rows_of_record(now.member_id, key, old) if old else (), rows_of_record(now.member_id, key, new))
@@ -332,7 +338,7 @@ async def save(connection: Connection, changes: Changes, received: datetime) -> 
             for key, old, new in _replaced(getattr(was, name), getattr(now, name))
         )
         await upsert.write(connection, rows)
-        touched |= {row[1] for row in rows}
+        touched |= {row[1] for row in chain(*rows)}
     await _ADD_ANSWERS.rows(
         connection,
         [

@@ -10,9 +10,9 @@ from services.cards import tables as t
 from services.cards.domain.wallet import Wallet
 from services.cards.store.boxes import INBOX, OUTBOX
 from services.cards.store.rows import to_wallet
-from services.cards.store.statements import of_member
 from services.chassis.database import Connection, Statement
 from services.chassis.ids import bucket
+from services.chassis.statements import of_member
 
 _NOTHING: sa.ColumnElement[bytes] = sa.literal_column("''::bytea")
 _NO_FACTS: sa.ColumnElement[Any] = sa.literal_column("'{}'::jsonb")

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from services.cards import tables as t
-from services.cards.store.statements import By, Lookup, unless_null
 from services.chassis.database import Connection, Insert, Row, Statement
+from services.chassis.statements import By, Lookup, unless_null
 
 _VERSIONS = Lookup(t.products, named=By(("code", "version")))
 _LATEST = Statement(

@@ -35,31 +35,37 @@ from services.cards.store.rows import (
     to_wallet,
     to_window,
 )
-from services.cards.store.statements import MEMBER, By, Lookup, of_member, one_of, unless_null
 from services.chassis.database import Connection, Row, Statement
 from services.chassis.ids import bucket
+from services.chassis.statements import MEMBER, By, Lookup, of_member, one_of, unless_null
 
 _AT = sa.bindparam("at", type_=t.INSTANT)
 _MOST = sa.bindparam("most", type_=sa.BigInteger)
 
 
-def _names(table: sa.Table) -> list[str]:
-    """The columns of a member table, but for its member."""
-    return [column.name for column in table.columns if column.name not in MEMBER]
+class _Gathered:
+    """Rows of a member table within one row: each column an array over them."""
+
+    def __init__(self, table: sa.Table) -> None:
+        self._names = [column.name for column in table.columns if column.name not in MEMBER]
+        self._labels = [f"{table.name}_{name}" for name in self._names]
+        self.columns = [
+            sa.func.array_agg(table.c[name]).label(label)
+            for name, label in zip(self._names, self._labels, strict=True)
+        ]
+
+    def rows(self, row: Row) -> list[dict[str, Any]]:
+        """The rows within a row."""
+        if row[self._labels[0]] is None:
+            return []
+        arrays = [row[label] for label in self._labels]
+        return [dict(zip(self._names, values, strict=True)) for values in zip(*arrays, strict=True)]
 
 
-def _gathered(table: sa.Table) -> list[sa.ColumnElement[Any]]:
-    """The columns of a table, each as an array over the rows."""
-    return [sa.func.array_agg(table.c[name]).label(f"{table.name}_{name}") for name in _names(table)]
-
-
-def _scattered(row: Row, table: sa.Table) -> list[dict[str, Any]]:
-    """The rows that `_gathered` gathered."""
-    names = _names(table)
-    arrays = [row[f"{table.name}_{name}"] for name in names]
-    if arrays[0] is None:
-        return []
-    return [dict(zip(names, values, strict=True)) for values in zip(*arrays, strict=True)]
+_HELD = _Gathered(t.cards)
+_PERIODS = _Gathered(t.segments)
+_OPEN_WINDOWS = _Gathered(t.quota_windows)
+_RESERVED = _Gathered(t.redemptions)
 
 
 # --- what members may use -----------------------------------------------------------------------------
@@ -69,9 +75,9 @@ def _wallets_statement() -> Statement:
     """One statement, so that all of a member is of one instant."""
     given, mine = given_members()
     s, c = t.segments.c, t.cards.c
-    cards = sa.select(*_gathered(t.cards)).where(mine(t.cards)).lateral("held")
+    cards = sa.select(*_HELD.columns).where(mine(t.cards)).lateral("held")
     live = (
-        sa.select(*_gathered(t.segments))
+        sa.select(*_PERIODS.columns)
         .join_from(t.segments, t.cards, sa.and_(*(s[name] == c[name] for name in (*MEMBER, "card_id"))))
         # While the card rests, its periods stand as they stood when the rest began.
         .where(mine(t.segments), sa.func.least(s.end_time, s.ended_time) > sa.func.least(_AT, c.rest_start))
@@ -80,12 +86,12 @@ def _wallets_statement() -> Statement:
     today = sa.bindparam("today", type_=sa.ARRAY(sa.Text))
     open_keys = sa.func.array_cat(today, live.c.segments_segment_id, type_=sa.ARRAY(sa.Text))
     windows = (
-        sa.select(*_gathered(t.quota_windows))
+        sa.select(*_OPEN_WINDOWS.columns)
         .where(mine(t.quota_windows), t.quota_windows.c.window_key == sa.any_(open_keys))
         .lateral("windows")
     )
     reserved = (
-        sa.select(*_gathered(t.redemptions))
+        sa.select(*_RESERVED.columns)
         .where(mine(t.redemptions), one_of(t.redemptions.c.status, UseStatus.RESERVED))
         .lateral("reserved")
     )
@@ -115,13 +121,13 @@ async def wallets(
     for row in await _WALLETS.fetch_rows(connection, keys(member_ids), at=at, today=today):
         wallet = found[row["member_id"]] = to_wallet(row)
         segments: dict[str, list[dict[str, Any]]] = {}
-        for segment in _scattered(row, t.segments):
+        for segment in _PERIODS.rows(row):
             segments.setdefault(segment["card_id"], []).append(segment)
-        for card in _scattered(row, t.cards):
+        for card in _HELD.rows(row):
             if card["card_id"] in segments:
                 wallet.cards[card["card_id"]] = to_card(card, segments[card["card_id"]])
-        wallet.windows.update(to_window(window) for window in _scattered(row, t.quota_windows))
-        wallet.uses.update((use["redemption_id"], to_use(use)) for use in _scattered(row, t.redemptions))
+        wallet.windows.update(to_window(window) for window in _OPEN_WINDOWS.rows(row))
+        wallet.uses.update((use["redemption_id"], to_use(use)) for use in _RESERVED.rows(row))
     return found
 
 
@@ -147,9 +153,7 @@ def _cards_statement() -> Statement:
         .scalar_subquery()
     )
     periods = (
-        sa.select(
-            *_gathered(t.segments), sa.func.array_agg(s.saved_minor - lapsed).label("segments_saved_now")
-        )
+        sa.select(*_PERIODS.columns, sa.func.array_agg(s.saved_minor - lapsed).label("segments_saved_now"))
         .where(*(s[name] == c[name] for name in (*MEMBER, "card_id")))
         .lateral("periods")
     )
@@ -199,7 +203,7 @@ async def _card_rows(
 def to_whole_card(row: Row) -> KeptCard:
     """A card with all its periods, from a row of `card_page`."""
     saved = row["segments_saved_now"] or ()
-    periods = _scattered(row, t.segments)
+    periods = _PERIODS.rows(row)
     return to_card(row, [period | {"saved_minor": now} for period, now in zip(periods, saved, strict=True)])
 
 

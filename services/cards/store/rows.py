@@ -32,9 +32,9 @@ from services.cards.domain.wallet import (
     UseEnding,
     Wallet,
 )
-from services.cards.store.statements import Values
 from services.chassis.database import Row, rows_of
 from services.chassis.ids import bucket
+from services.chassis.statements import Values
 
 Found = Row | Mapping[str, Any]
 

@@ -208,7 +208,9 @@ Global___CardOrdered: _TypeAlias = CardOrdered  # noqa: Y015
 
 @_typing.final
 class CardOrderSettled(_message.Message):
-    """CardOrderSettled: what becomes of the points held for an order was decided, once and for all."""
+    """CardOrderSettled: what becomes of the points held for an order was decided. They are captured or released;
+    those captured for a gift that nobody claims are released later: the points come back.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -400,7 +402,7 @@ Global___CardActivated: _TypeAlias = CardActivated  # noqa: Y015
 
 @_typing.final
 class CardExpiring(_message.Message):
-    """CardExpiring: a card ends soon and nothing follows. Told three days ahead."""
+    """CardExpiring: a card ends soon and nothing follows. Told three days ahead, and not once it is over."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -780,7 +782,9 @@ Global___RefundDue: _TypeAlias = RefundDue  # noqa: Y015
 
 @_typing.final
 class RenewalDue(_message.Message):
-    """RenewalDue: a signed renewal comes up; the member must be told before it may be charged. Told once."""
+    """RenewalDue: a signed renewal comes up; the member must be told before it may be charged. Told once, and not
+    when it is too late to charge it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

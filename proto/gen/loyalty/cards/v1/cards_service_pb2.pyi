@@ -776,7 +776,7 @@ class Product(_message.Message):
     price_minor: _builtins.int
     """Price in minor units; 0 means that money does not buy it."""
     currency_code: _builtins.str
-    """ISO 4217 code of the price, and of the orders that its benefits lower."""
+    """ISO 4217 code of the price, and of the orders that its benefits lower. The same for all of a family."""
     points_price: _builtins.int
     """Price in points; 0 means that points do not buy it."""
     period: _builtins.str

@@ -265,7 +265,8 @@ class CardsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelOrder(self, request, context):
-        """Cancels an order that is not paid. Cancelling one that is cancelled or expired changes nothing.
+        """Cancels an order that is not paid. Cancelling one that is cancelled or expired changes nothing. That of a
+        renewal ends what was signed, as CancelAutoRenew does.
         Errors: NOT_FOUND `CARD_ORDER_UNKNOWN`, FAILED_PRECONDITION `ORDER_SETTLING` | `ORDER_PAID`. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

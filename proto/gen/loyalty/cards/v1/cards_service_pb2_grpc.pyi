@@ -77,7 +77,8 @@ class CardsServiceStub:
     (metadata `due`). Idempotent.
     """
     CancelOrder: _grpc.UnaryUnaryMultiCallable[_cards_service_pb2.CancelOrderRequest, _cards_service_pb2.CardOrder]
-    """Cancels an order that is not paid. Cancelling one that is cancelled or expired changes nothing.
+    """Cancels an order that is not paid. Cancelling one that is cancelled or expired changes nothing. That of a
+    renewal ends what was signed, as CancelAutoRenew does.
     Errors: NOT_FOUND `CARD_ORDER_UNKNOWN`, FAILED_PRECONDITION `ORDER_SETTLING` | `ORDER_PAID`. Idempotent.
     """
     QuoteRefund: _grpc.UnaryUnaryMultiCallable[_cards_service_pb2.QuoteRefundRequest, _cards_service_pb2.RefundQuote]
@@ -217,7 +218,8 @@ class CardsServiceAsyncStub(CardsServiceStub):
     (metadata `due`). Idempotent.
     """
     CancelOrder: _aio.UnaryUnaryMultiCallable[_cards_service_pb2.CancelOrderRequest, _cards_service_pb2.CardOrder]  # type: ignore[assignment]
-    """Cancels an order that is not paid. Cancelling one that is cancelled or expired changes nothing.
+    """Cancels an order that is not paid. Cancelling one that is cancelled or expired changes nothing. That of a
+    renewal ends what was signed, as CancelAutoRenew does.
     Errors: NOT_FOUND `CARD_ORDER_UNKNOWN`, FAILED_PRECONDITION `ORDER_SETTLING` | `ORDER_PAID`. Idempotent.
     """
     QuoteRefund: _aio.UnaryUnaryMultiCallable[_cards_service_pb2.QuoteRefundRequest, _cards_service_pb2.RefundQuote]  # type: ignore[assignment]
@@ -402,7 +404,8 @@ class CardsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cards_service_pb2.CancelOrderRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cards_service_pb2.CardOrder, _abc.Awaitable[_cards_service_pb2.CardOrder]]:
-        """Cancels an order that is not paid. Cancelling one that is cancelled or expired changes nothing.
+        """Cancels an order that is not paid. Cancelling one that is cancelled or expired changes nothing. That of a
+        renewal ends what was signed, as CancelAutoRenew does.
         Errors: NOT_FOUND `CARD_ORDER_UNKNOWN`, FAILED_PRECONDITION `ORDER_SETTLING` | `ORDER_PAID`. Idempotent.
         """
 

@@ -85,6 +85,10 @@ class _MemberMoveReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Memb
     """What is known of the member changed, and with it the group that fits."""
     MEMBER_MOVE_REASON_OPERATOR: _MemberMoveReason.ValueType  # 5
     """An operator decided it."""
+    MEMBER_MOVE_REASON_NEARER: _MemberMoveReason.ValueType  # 6
+    """The group of another site is nearer to where the member is now."""
+    MEMBER_MOVE_REASON_CHOSEN: _MemberMoveReason.ValueType  # 7
+    """The member chose another group of the scheme."""
 
 class MemberMoveReason(_MemberMoveReason, metaclass=_MemberMoveReasonEnumTypeWrapper):
     """MemberMoveReason is why a membership changed its group."""
@@ -101,6 +105,10 @@ MEMBER_MOVE_REASON_TAGS_CHANGED: MemberMoveReason.ValueType  # 4
 """What is known of the member changed, and with it the group that fits."""
 MEMBER_MOVE_REASON_OPERATOR: MemberMoveReason.ValueType  # 5
 """An operator decided it."""
+MEMBER_MOVE_REASON_NEARER: MemberMoveReason.ValueType  # 6
+"""The group of another site is nearer to where the member is now."""
+MEMBER_MOVE_REASON_CHOSEN: MemberMoveReason.ValueType  # 7
+"""The member chose another group of the scheme."""
 Global___MemberMoveReason: _TypeAlias = MemberMoveReason  # noqa: Y015
 
 class _SeatLapseReason:
@@ -117,6 +125,8 @@ class _SeatLapseReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SeatL
     """The group was found full."""
     SEAT_LAPSE_REASON_GROUP_CLOSED: _SeatLapseReason.ValueType  # 3
     """The group was closed or dissolved."""
+    SEAT_LAPSE_REASON_THRESHOLD_LOST: _SeatLapseReason.ValueType  # 4
+    """The member no longer meets the scheme's threshold."""
 
 class SeatLapseReason(_SeatLapseReason, metaclass=_SeatLapseReasonEnumTypeWrapper):
     """SeatLapseReason is why a reserved seat was given up."""
@@ -129,6 +139,8 @@ SEAT_LAPSE_REASON_GROUP_FULL: SeatLapseReason.ValueType  # 2
 """The group was found full."""
 SEAT_LAPSE_REASON_GROUP_CLOSED: SeatLapseReason.ValueType  # 3
 """The group was closed or dissolved."""
+SEAT_LAPSE_REASON_THRESHOLD_LOST: SeatLapseReason.ValueType  # 4
+"""The member no longer meets the scheme's threshold."""
 Global___SeatLapseReason: _TypeAlias = SeatLapseReason  # noqa: Y015
 
 class _GroupOpenReason:
@@ -140,13 +152,15 @@ class _GroupOpenReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Group
     GROUP_OPEN_REASON_UNSPECIFIED: _GroupOpenReason.ValueType  # 0
     """Not set."""
     GROUP_OPEN_REASON_FIRST: _GroupOpenReason.ValueType  # 1
-    """It is the first of its scheme and site."""
+    """It is the first of its scheme and site, segment or inviter."""
     GROUP_OPEN_REASON_OVERFLOW: _GroupOpenReason.ValueType  # 2
     """The one before it was full."""
     GROUP_OPEN_REASON_SUCCESSOR: _GroupOpenReason.ValueType  # 3
     """It takes over from a group whose time was over."""
     GROUP_OPEN_REASON_FLASH: _GroupOpenReason.ValueType  # 4
     """It was opened as a flash group."""
+    GROUP_OPEN_REASON_OPERATOR: _GroupOpenReason.ValueType  # 5
+    """An operator decided it."""
 
 class GroupOpenReason(_GroupOpenReason, metaclass=_GroupOpenReasonEnumTypeWrapper):
     """GroupOpenReason is why a group was opened."""
@@ -154,13 +168,15 @@ class GroupOpenReason(_GroupOpenReason, metaclass=_GroupOpenReasonEnumTypeWrappe
 GROUP_OPEN_REASON_UNSPECIFIED: GroupOpenReason.ValueType  # 0
 """Not set."""
 GROUP_OPEN_REASON_FIRST: GroupOpenReason.ValueType  # 1
-"""It is the first of its scheme and site."""
+"""It is the first of its scheme and site, segment or inviter."""
 GROUP_OPEN_REASON_OVERFLOW: GroupOpenReason.ValueType  # 2
 """The one before it was full."""
 GROUP_OPEN_REASON_SUCCESSOR: GroupOpenReason.ValueType  # 3
 """It takes over from a group whose time was over."""
 GROUP_OPEN_REASON_FLASH: GroupOpenReason.ValueType  # 4
 """It was opened as a flash group."""
+GROUP_OPEN_REASON_OPERATOR: GroupOpenReason.ValueType  # 5
+"""An operator decided it."""
 Global___GroupOpenReason: _TypeAlias = GroupOpenReason  # noqa: Y015
 
 class _GroupDissolveReason:
@@ -210,6 +226,7 @@ class MemberAssigned(_message.Message):
     ENTRY_SOURCE_FIELD_NUMBER: _builtins.int
     SEAT_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     WELCOME_FIELD_NUMBER: _builtins.int
+    SEGMENT_ID_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     """The member."""
     epoch: _builtins.int
@@ -232,6 +249,8 @@ class MemberAssigned(_message.Message):
     """Where the member came from, as the caller named it."""
     welcome: _builtins.str
     """The welcome text, rendered."""
+    segment_id: _builtins.str
+    """The segment of the group, for a scheme that goes by tags; else empty."""
     @_builtins.property
     def occur_time(self) -> _timestamp_pb2.Timestamp:
         """When the fact happened."""
@@ -256,10 +275,11 @@ class MemberAssigned(_message.Message):
         entry_source: _builtins.str = ...,
         seat_expire_time: _timestamp_pb2.Timestamp | None = ...,
         welcome: _builtins.str = ...,
+        segment_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time", "seat_expire_time", b"seat_expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_link", b"entry_link", "entry_source", b"entry_source", "epoch", b"epoch", "group_id", b"group_id", "group_name", b"group_name", "member_id", b"member_id", "membership_id", b"membership_id", "occur_time", b"occur_time", "scheme_id", b"scheme_id", "seat_expire_time", b"seat_expire_time", "site_id", b"site_id", "version", b"version", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_link", b"entry_link", "entry_source", b"entry_source", "epoch", b"epoch", "group_id", b"group_id", "group_name", b"group_name", "member_id", b"member_id", "membership_id", b"membership_id", "occur_time", b"occur_time", "scheme_id", b"scheme_id", "seat_expire_time", b"seat_expire_time", "segment_id", b"segment_id", "site_id", b"site_id", "version", b"version", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -326,6 +346,7 @@ class MemberJoined(_message.Message):
     OVERBOOKED_FIELD_NUMBER: _builtins.int
     WELCOME_FIELD_NUMBER: _builtins.int
     BENEFITS_FIELD_NUMBER: _builtins.int
+    SEGMENT_ID_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     """The member."""
     epoch: _builtins.int
@@ -352,6 +373,8 @@ class MemberJoined(_message.Message):
     """True where the group had no seat left."""
     welcome: _builtins.str
     """The welcome text, rendered."""
+    segment_id: _builtins.str
+    """The segment of the group, for a scheme that goes by tags; else empty."""
     @_builtins.property
     def occur_time(self) -> _timestamp_pb2.Timestamp:
         """When the fact happened."""
@@ -378,10 +401,11 @@ class MemberJoined(_message.Message):
         overbooked: _builtins.bool = ...,
         welcome: _builtins.str = ...,
         benefits: _abc.Iterable[Global___UpcomingBenefit] | None = ...,
+        segment_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["benefits", b"benefits", "chat_id", b"chat_id", "entry_source", b"entry_source", "epoch", b"epoch", "group_id", b"group_id", "group_name", b"group_name", "member_id", b"member_id", "membership_id", b"membership_id", "membership_number", b"membership_number", "occur_time", b"occur_time", "overbooked", b"overbooked", "scheme_id", b"scheme_id", "site_id", b"site_id", "version", b"version", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["benefits", b"benefits", "chat_id", b"chat_id", "entry_source", b"entry_source", "epoch", b"epoch", "group_id", b"group_id", "group_name", b"group_name", "member_id", b"member_id", "membership_id", b"membership_id", "membership_number", b"membership_number", "occur_time", b"occur_time", "overbooked", b"overbooked", "scheme_id", b"scheme_id", "segment_id", b"segment_id", "site_id", b"site_id", "version", b"version", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -482,6 +506,7 @@ class MemberMoved(_message.Message):
     GROUP_NAME_FIELD_NUMBER: _builtins.int
     ENTRY_LINK_FIELD_NUMBER: _builtins.int
     SEAT_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    SEGMENT_ID_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     """The member."""
     epoch: _builtins.int
@@ -504,6 +529,8 @@ class MemberMoved(_message.Message):
     """The new group's name."""
     entry_link: _builtins.str
     """Where the member enters the new group."""
+    segment_id: _builtins.str
+    """The segment of the new group, for a scheme that goes by tags; else empty."""
     @_builtins.property
     def occur_time(self) -> _timestamp_pb2.Timestamp:
         """When the fact happened."""
@@ -528,10 +555,11 @@ class MemberMoved(_message.Message):
         group_name: _builtins.str = ...,
         entry_link: _builtins.str = ...,
         seat_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        segment_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time", "seat_expire_time", b"seat_expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_link", b"entry_link", "epoch", b"epoch", "from_group_id", b"from_group_id", "group_id", b"group_id", "group_name", b"group_name", "member_id", b"member_id", "membership_id", b"membership_id", "occur_time", b"occur_time", "reason", b"reason", "scheme_id", b"scheme_id", "seat_expire_time", b"seat_expire_time", "site_id", b"site_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_link", b"entry_link", "epoch", b"epoch", "from_group_id", b"from_group_id", "group_id", b"group_id", "group_name", b"group_name", "member_id", b"member_id", "membership_id", b"membership_id", "occur_time", b"occur_time", "reason", b"reason", "scheme_id", b"scheme_id", "seat_expire_time", b"seat_expire_time", "segment_id", b"segment_id", "site_id", b"site_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -588,6 +616,60 @@ class SeatLapsed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SeatLapsed: _TypeAlias = SeatLapsed  # noqa: Y015
+
+@_typing.final
+class ThresholdLost(_message.Message):
+    """ThresholdLost: a member in a group no longer meets the scheme's threshold, and stays. Told where the scheme
+    wants to be told, once for each time that it is lost.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    OCCUR_TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    MEMBERSHIP_ID_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    SCHEME_ID_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    epoch: _builtins.int
+    """Rises when the service's database was restored from a backup."""
+    version: _builtins.int
+    """Rises by one with each event about the member, within an epoch."""
+    membership_id: _builtins.str
+    """The membership."""
+    group_id: _builtins.str
+    """The group."""
+    scheme_id: _builtins.str
+    """The scheme of the group."""
+    condition: _builtins.str
+    """The first condition that no longer holds, as the scheme names it; `segment` where no segment holds."""
+    @_builtins.property
+    def occur_time(self) -> _timestamp_pb2.Timestamp:
+        """When the fact happened."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        occur_time: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.int = ...,
+        version: _builtins.int = ...,
+        membership_id: _builtins.str = ...,
+        group_id: _builtins.str = ...,
+        scheme_id: _builtins.str = ...,
+        condition: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "epoch", b"epoch", "group_id", b"group_id", "member_id", b"member_id", "membership_id", b"membership_id", "occur_time", b"occur_time", "scheme_id", b"scheme_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ThresholdLost: _TypeAlias = ThresholdLost  # noqa: Y015
 
 @_typing.final
 class RewardFulfilled(_message.Message):
@@ -883,6 +965,8 @@ class GroupOpened(_message.Message):
     PREVIOUS_GROUP_ID_FIELD_NUMBER: _builtins.int
     SALE_TIME_FIELD_NUMBER: _builtins.int
     CLOSE_TIME_FIELD_NUMBER: _builtins.int
+    SEGMENT_ID_FIELD_NUMBER: _builtins.int
+    INVITER_ID_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     """The group."""
     epoch: _builtins.int
@@ -894,7 +978,7 @@ class GroupOpened(_message.Message):
     site_id: _builtins.str
     """The site of the group; empty where the scheme knows no sites."""
     seq: _builtins.int
-    """Number of the group within its scheme and site, from 1."""
+    """Number of the group within its scheme and site, segment or inviter, from 1."""
     group_name: _builtins.str
     """The group's name."""
     capacity: _builtins.int
@@ -905,6 +989,10 @@ class GroupOpened(_message.Message):
     """Why it was opened."""
     previous_group_id: _builtins.str
     """The group it follows; empty if there is none."""
+    segment_id: _builtins.str
+    """The segment of the group, for a scheme that goes by tags; else empty."""
+    inviter_id: _builtins.str
+    """The member whose fans the group is for; empty for any other group."""
     @_builtins.property
     def occur_time(self) -> _timestamp_pb2.Timestamp:
         """When the fact happened."""
@@ -934,10 +1022,12 @@ class GroupOpened(_message.Message):
         previous_group_id: _builtins.str = ...,
         sale_time: _timestamp_pb2.Timestamp | None = ...,
         close_time: _timestamp_pb2.Timestamp | None = ...,
+        segment_id: _builtins.str = ...,
+        inviter_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["close_time", b"close_time", "occur_time", b"occur_time", "sale_time", b"sale_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "close_time", b"close_time", "epoch", b"epoch", "group_id", b"group_id", "group_name", b"group_name", "notice", b"notice", "occur_time", b"occur_time", "previous_group_id", b"previous_group_id", "reason", b"reason", "sale_time", b"sale_time", "scheme_id", b"scheme_id", "seq", b"seq", "site_id", b"site_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "close_time", b"close_time", "epoch", b"epoch", "group_id", b"group_id", "group_name", b"group_name", "inviter_id", b"inviter_id", "notice", b"notice", "occur_time", b"occur_time", "previous_group_id", b"previous_group_id", "reason", b"reason", "sale_time", b"sale_time", "scheme_id", b"scheme_id", "segment_id", b"segment_id", "seq", b"seq", "site_id", b"site_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from services.cards import tables as t
-from services.chassis.database import Connection, Row, Statement, columns, insert_rows, rows_of
+from services.chassis.database import Connection, Insert, Row, Statement, columns, insert_rows, rows_of
 
 MEMBER = ("bucket", "member_id")
 Values = tuple[Any, ...]
@@ -70,40 +69,56 @@ def _found(
     return sa.select(found).join_from(given, found, sa.true())
 
 
-class Upsert:
-    """Writes rows of a table as they are now: new ones whole, of known ones what may change."""
+class Changed(NamedTuple):
+    """Rows that are not as they were: those that are known, and those that are new."""
 
-    def __init__(self, table: sa.Table) -> None:
-        names = table.c.keys()
-        changing = t.CHANGING[table.name]
-        statement = insert_rows(table, *names)
-        self._statement = Statement(
-            statement.on_conflict_do_update(
+    known: list[Values]
+    new: list[Values]
+
+
+class Upsert:
+    """Writes rows of a table as they are now: new ones whole, of known ones what may change.
+
+    A row has a value for each column that the database does not compute, those of its key first.
+    """
+
+    def __init__(self, table: sa.Table, changing: Collection[str]) -> None:
+        names = [column.name for column in table.c if column.computed is None]
+        # For known rows too it finds each by its key, whatever the plan: an UPDATE over arrays is a join.
+        upsert = insert_rows(table, *names)
+        self._upsert = Statement(
+            upsert.on_conflict_do_update(
                 index_elements=list(table.primary_key.columns),
-                set_={name: statement.excluded[name] for name in changing},
+                set_={name: upsert.excluded[name] for name in changing},
             )
         )
+        self._insert = Insert(table, *names)
         self._table = table.name
         self._key = len(table.primary_key.columns)
         self._facts = [index for index, name in enumerate(names) if name not in changing]
 
-    def changed(self, records: Iterable[tuple[Sequence[Values], Sequence[Values]]]) -> list[Values]:
+    def changed(self, records: Iterable[tuple[Sequence[Values], Sequence[Values]]]) -> Changed:
         """Of records, each with its rows as they were and as they are: the rows that are not the same.
 
-        Those that are known come first: where one of a kind may be open, it closes before the next is made.
         Raises RuntimeError where a fact was to change, which is a defect.
         """
-        known: dict[Values, Values] = {}
-        changed: list[Values] = []
+        changed = Changed([], [])
         for old, new in records:
-            known |= {row[: self._key]: row for row in old}
-            changed += [row for row in new if row != known.get(row[: self._key])]
-        for row in changed:
-            was = known.get(row[: self._key], row)
-            if any(was[index] != row[index] for index in self._facts):
-                raise RuntimeError(f"a fact in {self._table} was to change: from {was} to {row}")
-        return sorted(changed, key=lambda row: row[: self._key] not in known)
+            known = {row[: self._key]: row for row in old}
+            for row in new:
+                was = known.get(row[: self._key])
+                if was is None:
+                    changed.new.append(row)
+                elif row != was:
+                    if any(was[index] != row[index] for index in self._facts):
+                        raise RuntimeError(f"a fact in {self._table} was to change: from {was} to {row}")
+                    changed.known.append(row)
+        return changed
 
-    async def write(self, connection: Connection, rows: Sequence[Values]) -> None:
-        """Writes rows in the order given; nothing is sent for none."""
-        await self._statement.execute_rows(connection, rows)
+    async def write(self, connection: Connection, rows: Changed) -> None:
+        """Writes rows, in the order given; nothing is sent for none.
+
+        Known ones come first: where one of a kind may be open, it closes before the next is made.
+        """
+        await self._upsert.execute_rows(connection, rows.known)
+        await self._insert.rows(connection, rows.new)

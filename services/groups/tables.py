@@ -1,0 +1,455 @@
+"""Tables, and the constraints that guard the rules even against our own code.
+
+Every key of a member table begins with `bucket` (crc32 of the member, modulo 1,024) and `member_id`: the
+unit of placement when the members outgrow one machine. Members meet in the groups, whose series are locked
+after them. The columns of a key come first. Texts that are not there are empty, everything else is null then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+
+from services.chassis.consumer import dead_letters_table
+from services.chassis.inbox import inbox_table
+from services.chassis.jobs import jobs_table
+from services.chassis.outbox import outbox_tables
+from services.chassis.requests import requests_table
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s",
+        "pk": "%(table_name)s_key",
+        "uq": "%(table_name)s_%(column_0_N_name)s_once",
+    }
+)
+
+INSTANT = TIMESTAMP(timezone=True)
+
+
+def _member_key() -> tuple[sa.Column[int], sa.Column[str]]:
+    return (
+        sa.Column("bucket", sa.SmallInteger, primary_key=True),
+        sa.Column("member_id", sa.Text, primary_key=True),
+    )
+
+
+def _key(name: str) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, primary_key=True)
+
+
+def _numbered(name: str) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger, primary_key=True, autoincrement=False)
+
+
+def _text(name: str) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=False)
+
+
+def _number(name: str) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger, nullable=False)
+
+
+def _degrees(name: str) -> sa.Column[float]:
+    return sa.Column(name, sa.Double, nullable=False)
+
+
+def _flag(name: str) -> sa.Column[bool]:
+    return sa.Column(name, sa.Boolean, nullable=False)
+
+
+def _instant(name: str, *, nullable: bool = False) -> sa.Column[datetime]:
+    return sa.Column(name, INSTANT, nullable=nullable)
+
+
+def _computed(name: str, condition: str) -> sa.Column[bool]:
+    """What a partial index asks: as a column of its own, the index is written only where its value changes.
+
+    The condition is written as PostgreSQL writes it, which is what the migrations are compared with.
+    """
+    return sa.Column(name, sa.Boolean, sa.Computed(condition, persisted=True))
+
+
+def _one_of(table: str, column: str, *values: str) -> sa.CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return sa.CheckConstraint(f"{column} IN ({listed})", name=f"{table}_{column}")
+
+
+def _not_negative(table: str, *columns: str) -> sa.CheckConstraint:
+    condition = " AND ".join(f"{column} >= 0" for column in columns)
+    return sa.CheckConstraint(condition, name=f"{table}_not_negative")
+
+
+# --- members ------------------------------------------------------------------------------------------
+
+# The one row of a member that a write locks.
+members = sa.Table(
+    "members",
+    metadata,
+    *_member_key(),
+    sa.Column("version", sa.BigInteger, nullable=False, server_default="0"),
+    # What other services told: {name: [value, [epoch, version]]}, of the event that told it last; null for a
+    # value that holds no longer.
+    sa.Column("facts", JSONB, nullable=False, server_default="{}"),
+    sa.Column("left_groups", JSONB, nullable=False, server_default="{}"),  # {group_id: when, in ISO format}
+    _instant("offer_time", nullable=True),
+    _instant("evaluate_time", nullable=True),
+    _instant("next_due_time", nullable=True),
+    sa.CheckConstraint("version >= 0", name="members_version"),
+    sa.CheckConstraint(
+        "evaluate_time IS NULL OR (next_due_time IS NOT NULL AND next_due_time <= evaluate_time)",
+        name="members_due_when_evaluated",
+    ),
+    postgresql_with={"fillfactor": "70"},
+)
+sa.Index("members_due", members.c.next_due_time, postgresql_where=members.c.next_due_time.is_not(None))
+
+# A member's stays in schemes, numbered in each. It is active until it ends.
+memberships = sa.Table(
+    "memberships",
+    metadata,
+    *_member_key(),
+    _key("scheme_id"),
+    _numbered("number"),
+    _text("membership_id"),
+    _text("group_id"),
+    _text("anchor"),  # of the series that its group is of
+    _text("site_id"),
+    _text("status"),
+    _text("basis"),
+    _text("entry_source"),
+    _text("cell"),
+    _number("distance_m"),
+    _instant("assign_time"),
+    _instant("seat_expire_time", nullable=True),
+    _instant("join_time", nullable=True),
+    _instant("arrive_time", nullable=True),
+    _instant("end_time", nullable=True),
+    sa.Column("ending", sa.Text),
+    _text("lost_condition"),
+    _text("reward_id"),
+    _one_of("memberships", "status", "ASSIGNED", "JOINED", "LEFT", "REMOVED", "LAPSED"),
+    _one_of(
+        *("memberships", "basis", "CHOSEN", "EXACT", "CITY", "HOME_SITE", "DEFAULT", "SEGMENT", "INVITER"),
+        "JOINED",
+    ),
+    _one_of(
+        *("memberships", "ending", "LEFT", "REMOVED", "THRESHOLD_LOST", "GROUP_DISSOLVED", "SITE_CLOSED"),
+        *("SEAT_LAPSED", "RECONCILED"),
+    ),
+    sa.CheckConstraint("number > 0", name="memberships_number"),
+    sa.CheckConstraint("distance_m >= 0", name="memberships_distance"),
+    sa.CheckConstraint(
+        "(end_time IS NULL) = (status IN ('ASSIGNED', 'JOINED'))", name="memberships_active_until_the_end"
+    ),
+    sa.CheckConstraint(
+        "CASE status WHEN 'ASSIGNED' THEN seat_expire_time IS NOT NULL"
+        " WHEN 'JOINED' THEN seat_expire_time IS NULL ELSE true END",
+        name="memberships_seat_kept_until_joined",
+    ),
+    sa.CheckConstraint("status <> 'JOINED' OR arrive_time IS NOT NULL", name="memberships_joined"),
+    sa.CheckConstraint("arrive_time IS NULL OR join_time IS NOT NULL", name="memberships_arrived"),
+    # A seat that nobody came to lapses without a word.
+    sa.CheckConstraint(
+        "CASE WHEN end_time IS NULL THEN ending IS NULL ELSE ending IS NOT NULL OR status = 'LAPSED' END",
+        name="memberships_ended",
+    ),
+    postgresql_with={"fillfactor": "85"},
+)
+sa.Index(
+    "memberships_one_active",
+    memberships.c.bucket,
+    memberships.c.member_id,
+    memberships.c.scheme_id,
+    unique=True,
+    postgresql_where=memberships.c.end_time.is_(None),
+)
+sa.Index(
+    "memberships_of_group",
+    memberships.c.group_id,
+    memberships.c.bucket,
+    memberships.c.member_id,
+    postgresql_where=memberships.c.end_time.is_(None),
+)
+
+tags = sa.Table(
+    "tags",
+    metadata,
+    *_member_key(),
+    _key("key"),
+    _text("value"),
+    _text("source"),
+    _instant("expire_time", nullable=True),
+    _instant("set_time"),
+    sa.CheckConstraint("value <> ''", name="tags_value"),
+    postgresql_with={"fillfactor": "85"},
+)
+
+# Orders as they were told, with their refunds, whichever came first: facts are computed from them.
+orders = sa.Table(
+    "orders",
+    metadata,
+    *_member_key(),
+    _key("order_id"),
+    _text("store_id"),
+    _text("city"),
+    _instant("paid_time", nullable=True),
+    _number("amount_minor"),
+    sa.Column("refunds", JSONB, nullable=False),  # {refund_id: minor units; -1 for all that is left}
+    sa.CheckConstraint("amount_minor >= 0", name="orders_amount"),
+    sa.CheckConstraint(
+        "paid_time IS NOT NULL OR (amount_minor = 0 AND store_id = '' AND city = '')", name="orders_told"
+    ),
+)
+
+# The first answer to each write, serialized.
+answers = sa.Table(
+    "answers",
+    metadata,
+    *_member_key(),
+    _key("request_id"),
+    sa.Column("payload_hash", sa.LargeBinary, nullable=False),
+    sa.Column("body", sa.LargeBinary),  # none once its member was erased
+    _instant("create_time"),
+)
+
+# --- groups -------------------------------------------------------------------------------------------
+
+# The groups of a scheme at one anchor: the row that is locked by whoever changes one of them, or adds one.
+series = sa.Table(
+    "series",
+    metadata,
+    _key("scheme_id"),
+    _key("anchor"),
+    sa.Column("last_seq", sa.BigInteger, nullable=False, server_default="0"),
+    _not_negative("series", "last_seq"),
+    postgresql_with={"fillfactor": "70"},
+)
+
+groups = sa.Table(
+    "groups",
+    metadata,
+    _key("group_id"),
+    _text("scheme_id"),
+    _number("scheme_version"),
+    _text("anchor"),
+    _number("seq"),
+    _text("name"),
+    _number("capacity"),
+    _number("room"),
+    _number("seats_taken"),
+    _number("overbooked"),
+    _text("status"),
+    _text("site_id"),
+    _text("chat_id"),
+    _text("entry_link"),
+    _instant("open_time"),
+    _instant("close_time", nullable=True),
+    _instant("sale_time", nullable=True),
+    _text("previous_group_id"),
+    _instant("next_occasion_time", nullable=True),
+    _number("version"),
+    # Somebody is in it who is to be moved.
+    _computed(
+        "leaving", "(status = 'CLOSED'::text OR status = 'DISSOLVED'::text) AND seats_taken + overbooked > 0"
+    ),
+    # The platform takes nobody more, so that a seat that is kept is worth nothing.
+    _computed("crowded", "status = 'FULL'::text AND seats_taken + overbooked >= capacity"),
+    sa.UniqueConstraint("scheme_id", "anchor", "seq", name="groups_seq_once"),
+    _one_of("groups", "status", "OPEN", "FULL", "CLOSED", "DISSOLVED"),
+    sa.CheckConstraint("seq > 0 AND scheme_version > 0", name="groups_counted"),
+    sa.CheckConstraint("room > 0 AND room <= capacity", name="groups_room"),
+    sa.CheckConstraint("seats_taken >= 0 AND seats_taken <= room", name="groups_seats"),
+    sa.CheckConstraint("overbooked >= 0", name="groups_overbooked"),
+    sa.CheckConstraint(
+        "CASE status WHEN 'OPEN' THEN overbooked = 0 AND seats_taken < room"
+        " WHEN 'FULL' THEN overbooked > 0 OR seats_taken = room ELSE true END",
+        name="groups_full_without_a_seat",
+    ),
+    sa.CheckConstraint("version >= 0", name="groups_version"),
+    postgresql_with={"fillfactor": "50"},
+)
+sa.Index(
+    "groups_open",
+    groups.c.scheme_id,
+    groups.c.anchor,
+    groups.c.seq,
+    postgresql_where=groups.c.status == "OPEN",
+)
+sa.Index("groups_of_scheme", groups.c.scheme_id, groups.c.group_id)
+sa.Index("groups_of_site", groups.c.site_id, groups.c.group_id, postgresql_where=groups.c.site_id != "")
+sa.Index("groups_chat_once", groups.c.chat_id, unique=True, postgresql_where=groups.c.chat_id != "")
+sa.Index("groups_without_chat", groups.c.name, postgresql_where=groups.c.chat_id == "")
+sa.Index(
+    "groups_without_link",
+    groups.c.group_id,
+    postgresql_where=sa.and_(groups.c.chat_id != "", groups.c.entry_link == ""),
+)
+sa.Index("groups_leaving", groups.c.group_id, postgresql_where=groups.c.leaving)
+sa.Index("groups_crowded", groups.c.group_id, postgresql_where=groups.c.crowded)
+sa.Index(
+    "groups_closing",
+    groups.c.close_time,
+    postgresql_where=sa.and_(groups.c.close_time.is_not(None), groups.c.status != "DISSOLVED"),
+)
+sa.Index(
+    "groups_announcing",
+    groups.c.next_occasion_time,
+    postgresql_where=groups.c.next_occasion_time.is_not(None),
+)
+
+# What was announced in a group: each occasion once.
+occasions = sa.Table(
+    "occasions",
+    metadata,
+    _key("group_id"),
+    _key("occasion_id"),
+    _instant("due_time"),
+)
+
+# When a group was moved out: the platform allows it so many times.
+relocations = sa.Table(
+    "relocations", metadata, _key("group_id"), sa.Column("move_time", INSTANT, primary_key=True)
+)
+
+# Members that were moved out in a local day: the platform allows so many.
+move_days = sa.Table(
+    "move_days",
+    metadata,
+    sa.Column("day", sa.Date, primary_key=True),
+    sa.Column("moves", sa.BigInteger, nullable=False, server_default="0"),
+    _not_negative("move_days", "moves"),
+)
+
+# --- places and terms ---------------------------------------------------------------------------------
+
+sites = sa.Table(
+    "sites",
+    metadata,
+    _key("site_id"),
+    _text("name"),
+    _text("city"),
+    _degrees("latitude"),  # of WGS84
+    _degrees("longitude"),
+    _number("priority"),
+    _flag("open"),
+    _instant("update_time"),
+    _text("author"),
+    sa.CheckConstraint(
+        "latitude BETWEEN -90 AND 90 AND longitude BETWEEN -180 AND 180", name="sites_on_the_globe"
+    ),
+)
+
+# Rises with every change of a site, so that whoever keeps them knows that they changed.
+geography = sa.Table(
+    "geography",
+    metadata,
+    sa.Column("only_row", sa.Boolean, primary_key=True, server_default=sa.true()),
+    sa.Column("revision", sa.BigInteger, nullable=False, server_default="1"),
+    sa.CheckConstraint("only_row", name="geography_one_row"),
+)
+
+# How groups are formed, version by version: facts. `body` is the message; kind and withdrawn stand in it too.
+schemes = sa.Table(
+    "schemes",
+    metadata,
+    _key("scheme_id"),
+    _numbered("version"),
+    _text("kind"),
+    _flag("withdrawn"),
+    _text("author"),
+    _instant("create_time"),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.CheckConstraint("version > 0", name="schemes_version"),
+    _one_of("schemes", "kind", "BY_LOCATION", "BY_TAG", "INVITE", "FLASH"),
+)
+
+programmes = sa.Table(
+    "programmes",
+    metadata,
+    _numbered("version"),
+    _text("author"),
+    _instant("create_time"),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.CheckConstraint("version > 0", name="programmes_version"),
+)
+
+# Jobs over all members: what changed, and how far it has been done.
+evaluations = sa.Table(
+    "evaluations",
+    metadata,
+    _key("kind"),
+    _key("subject_id"),  # the scheme; empty for the programme
+    _number("version"),  # of it
+    sa.Column("after_bucket", sa.SmallInteger, nullable=False),
+    _text("after_member"),
+    _number("done"),  # members
+    _instant("start_time"),
+    _instant("end_time", nullable=True),
+    _one_of("evaluations", "kind", "SCHEME", "PROGRAMME"),
+    _not_negative("evaluations", "done"),
+    sa.CheckConstraint("version > 0", name="evaluations_version"),
+)
+sa.Index("evaluations_open", evaluations.c.start_time, postgresql_where=evaluations.c.end_time.is_(None))
+
+meta = sa.Table(
+    "meta",
+    metadata,
+    sa.Column("only_row", sa.Boolean, primary_key=True, server_default=sa.true()),
+    sa.Column("epoch", sa.BigInteger, nullable=False, server_default="1"),
+    sa.CheckConstraint("only_row", name="meta_one_row"),
+)
+
+requests = requests_table(metadata)
+outbox, stream_erasures = outbox_tables(metadata)
+inbox = inbox_table(metadata)
+dead_letters = dead_letters_table(metadata)
+jobs = jobs_table(metadata)
+
+# What may change of a row once it is written; the rest is fact.
+CHANGING: Mapping[str, tuple[str, ...]] = {
+    "members": ("version", "facts", "left_groups", "offer_time", "evaluate_time", "next_due_time"),
+    "memberships": (
+        *("group_id", "anchor", "site_id", "status", "basis", "entry_source", "cell", "distance_m"),
+        *("assign_time", "seat_expire_time", "join_time", "arrive_time", "end_time", "ending"),
+        *("lost_condition", "reward_id"),
+    ),
+    "tags": ("value", "source", "expire_time", "set_time"),
+    "orders": ("store_id", "city", "paid_time", "amount_minor", "refunds"),
+    "answers": ("body",),
+    "series": ("last_seq",),
+    "groups": (
+        *("seats_taken", "overbooked", "status", "chat_id", "entry_link", "close_time"),
+        *("next_occasion_time", "version"),
+    ),
+    "occasions": (),
+    "relocations": (),
+    "move_days": ("moves",),
+    "sites": ("name", "city", "latitude", "longitude", "priority", "open", "update_time", "author"),
+    "geography": ("revision",),
+    "schemes": (),
+    "programmes": (),
+    "evaluations": ("version", "after_bucket", "after_member", "done", "start_time", "end_time"),
+}
+# Members to whom nothing came are dropped again, tags are taken away, and orders go with who is erased.
+GOING = ("members", "tags", "orders")
+
+
+def grants(role: str) -> list[str]:
+    """What the service's role may do: everything on the chassis's tables, and no change of a fact."""
+    return [
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
+        f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}",
+        f"REVOKE UPDATE, DELETE, TRUNCATE ON {', '.join(CHANGING)} FROM {role}",
+        f"GRANT DELETE ON {', '.join(GOING)} TO {role}",
+        *(
+            f"GRANT UPDATE ({', '.join(columns)}) ON {table} TO {role}"
+            for table, columns in CHANGING.items()
+            if columns
+        ),
+        f"REVOKE INSERT ON geography FROM {role}",
+        f"REVOKE INSERT, UPDATE, DELETE ON meta, alembic_version FROM {role}",
+    ]

@@ -8,76 +8,33 @@ columns of a key come first. Texts that are not there are empty, everything else
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, ExcludeConstraint
 
+from services.chassis import columns
 from services.chassis.consumer import dead_letters_table
 from services.chassis.inbox import inbox_table
 from services.chassis.jobs import jobs_table
 from services.chassis.outbox import outbox_tables
 from services.chassis.requests import requests_table
 
-metadata = sa.MetaData(
-    naming_convention={
-        "ix": "%(table_name)s_%(column_0_N_name)s",
-        "pk": "%(table_name)s_key",
-        "uq": "%(table_name)s_%(column_0_N_name)s_once",
-    }
-)
+metadata = columns.schema()
 
-INSTANT = TIMESTAMP(timezone=True)
+INSTANT = columns.INSTANT
 LOCAL_TIME = TIMESTAMP(timezone=False)
-
-
-def _member_key() -> tuple[sa.Column[int], sa.Column[str]]:
-    return (
-        sa.Column("bucket", sa.SmallInteger, primary_key=True),
-        sa.Column("member_id", sa.Text, primary_key=True),
-    )
-
-
-def _key(name: str) -> sa.Column[str]:
-    return sa.Column(name, sa.Text, primary_key=True)
-
-
-def _text(name: str) -> sa.Column[str]:
-    return sa.Column(name, sa.Text, nullable=False)
-
-
-def _number(name: str) -> sa.Column[int]:
-    return sa.Column(name, sa.BigInteger, nullable=False)
-
-
-def _flag(name: str) -> sa.Column[bool]:
-    return sa.Column(name, sa.Boolean, nullable=False)
-
-
-def _instant(name: str, *, nullable: bool = False) -> sa.Column[datetime]:
-    return sa.Column(name, INSTANT, nullable=nullable)
-
-
-def _one_of(table: str, column: str, *values: str) -> sa.CheckConstraint:
-    listed = ", ".join(f"'{value}'" for value in values)
-    return sa.CheckConstraint(f"{column} IN ({listed})", name=f"{table}_{column}")
-
-
-def _not_negative(table: str, *columns: str) -> sa.CheckConstraint:
-    condition = " AND ".join(f"{column} >= 0" for column in columns)
-    return sa.CheckConstraint(condition, name=f"{table}_not_negative")
 
 
 # The one row that a write locks.
 members = sa.Table(
     "members",
     metadata,
-    *_member_key(),
+    *columns.member_key(),
     sa.Column("tier", sa.Text, nullable=False, server_default=""),
     # What other services told: {name: [value, [epoch, version]]}, of the event that told it last; null for a
     # value that holds no longer.
     sa.Column("facts", JSONB, nullable=False, server_default="{}"),
-    _instant("next_due_time", nullable=True),
+    columns.instant("next_due_time", nullable=True),
     postgresql_with={"fillfactor": "70"},
 )
 sa.Index("members_due", members.c.next_due_time, postgresql_where=members.c.next_due_time.is_not(None))
@@ -86,20 +43,20 @@ sa.Index("members_due", members.c.next_due_time, postgresql_where=members.c.next
 cards = sa.Table(
     "cards",
     metadata,
-    *_member_key(),
-    _key("card_id"),
-    _text("family"),
-    _text("currency_code"),
-    _number("version"),
-    _instant("rest_start", nullable=True),
-    _instant("rest_until", nullable=True),
-    _instant("expiring_told", nullable=True),
-    _instant("expired_told", nullable=True),
+    *columns.member_key(),
+    columns.key("card_id"),
+    columns.text("family"),
+    columns.text("currency_code"),
+    columns.number("version"),
+    columns.instant("rest_start", nullable=True),
+    columns.instant("rest_until", nullable=True),
+    columns.instant("expiring_told", nullable=True),
+    columns.instant("expired_told", nullable=True),
     # The contract under which it is renewed; there is none without a sign_time.
-    _text("contract_id"),
-    _text("contract_product"),
-    _instant("sign_time", nullable=True),
-    _instant("contract_until", nullable=True),
+    columns.text("contract_id"),
+    columns.text("contract_product"),
+    columns.instant("sign_time", nullable=True),
+    columns.instant("contract_until", nullable=True),
     sa.UniqueConstraint("bucket", "member_id", "family", name="cards_family_once"),
     sa.CheckConstraint("version >= 0", name="cards_version"),
     sa.CheckConstraint(
@@ -117,27 +74,27 @@ cards = sa.Table(
 segments = sa.Table(
     "segments",
     metadata,
-    *_member_key(),
-    _key("card_id"),
+    *columns.member_key(),
+    columns.key("card_id"),
     sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
-    _text("segment_id"),
-    _text("product_code"),
-    _number("product_version"),
-    _instant("start_time"),
-    _instant("end_time"),
+    columns.text("segment_id"),
+    columns.text("product_code"),
+    columns.number("product_version"),
+    columns.instant("start_time"),
+    columns.instant("end_time"),
     sa.Column("anchor_local", LOCAL_TIME, nullable=False),  # in the programme's zone
-    _number("anchor_months"),
-    _number("days"),
-    _number("streak"),
-    _number("grace_days"),
-    _instant("paid_time"),
-    _number("paid_minor"),
-    _number("paid_points"),
-    _number("freezes"),
-    _instant("ended_time", nullable=True),
+    columns.number("anchor_months"),
+    columns.number("days"),
+    columns.number("streak"),
+    columns.number("grace_days"),
+    columns.instant("paid_time"),
+    columns.number("paid_minor"),
+    columns.number("paid_points"),
+    columns.number("freezes"),
+    columns.instant("ended_time", nullable=True),
     sa.Column("ending", sa.Text),
-    _number("saved_minor"),
-    _text("source_id"),  # the order, or the reward
+    columns.number("saved_minor"),
+    columns.text("source_id"),  # the order, or the reward
     ExcludeConstraint(
         (sa.column("bucket"), "="),
         (sa.column("member_id"), "="),
@@ -153,8 +110,8 @@ segments = sa.Table(
     sa.CheckConstraint("(ended_time IS NULL) = (ending IS NULL)", name="segments_ended"),
     sa.CheckConstraint("days > 0 AND streak > 0 AND number >= 0", name="segments_counted"),
     sa.CheckConstraint("paid_minor = 0 OR paid_points = 0", name="segments_paid_in_one_unit"),
-    _one_of("segments", "ending", "REFUNDED", "REPLACED", "CLAWED_BACK"),
-    _not_negative(
+    columns.one_of("segments", "ending", "REFUNDED", "REPLACED", "CLAWED_BACK"),
+    columns.not_negative(
         "segments", "anchor_months", "grace_days", "paid_minor", "paid_points", "freezes", "saved_minor"
     ),
     postgresql_with={"fillfactor": "85"},
@@ -163,28 +120,28 @@ segments = sa.Table(
 orders = sa.Table(
     "orders",
     metadata,
-    *_member_key(),
-    _key("order_id"),
-    _text("product_code"),
-    _number("product_version"),
-    _text("family"),
-    _text("status"),
-    _instant("pay_deadline"),
-    _number("amount_minor"),
-    _text("currency_code"),  # empty where points pay it
-    _number("amount_points"),
-    _number("credit"),
-    _flag("upgrade_now"),
-    _text("end_reason"),
-    _instant("create_time"),
-    _text("card_id"),
-    _text("renewal_id"),
-    _flag("gift"),
-    _flag("capped"),
-    _text("window_key"),
-    _number("version"),
-    _one_of("orders", "status", "PENDING_PAYMENT", "SETTLING", "PAID", "CANCELLED", "EXPIRED"),
-    _not_negative("orders", "amount_minor", "amount_points", "credit", "version"),
+    *columns.member_key(),
+    columns.key("order_id"),
+    columns.text("product_code"),
+    columns.number("product_version"),
+    columns.text("family"),
+    columns.text("status"),
+    columns.instant("pay_deadline"),
+    columns.number("amount_minor"),
+    columns.text("currency_code"),  # empty where points pay it
+    columns.number("amount_points"),
+    columns.number("credit"),
+    columns.flag("upgrade_now"),
+    columns.text("end_reason"),
+    columns.instant("create_time"),
+    columns.text("card_id"),
+    columns.text("renewal_id"),
+    columns.flag("gift"),
+    columns.flag("capped"),
+    columns.text("window_key"),
+    columns.number("version"),
+    columns.one_of("orders", "status", "PENDING_PAYMENT", "SETTLING", "PAID", "CANCELLED", "EXPIRED"),
+    columns.not_negative("orders", "amount_minor", "amount_points", "credit", "version"),
     sa.CheckConstraint(
         "CASE WHEN currency_code = '' THEN amount_minor = 0 ELSE amount_points = 0 END",
         name="orders_paid_in_one_unit",
@@ -204,22 +161,22 @@ sa.Index("orders_by_id", orders.c.order_id)  # a pay channel knows the order, no
 payments = sa.Table(
     "payments",
     metadata,
-    *_member_key(),
-    _key("channel"),
-    _key("payment_id"),
-    _text("order_id"),
-    _number("amount_minor"),
-    _text("currency_code"),
-    _instant("paid_time"),
-    _flag("applied"),
+    *columns.member_key(),
+    columns.key("channel"),
+    columns.key("payment_id"),
+    columns.text("order_id"),
+    columns.number("amount_minor"),
+    columns.text("currency_code"),
+    columns.instant("paid_time"),
+    columns.flag("applied"),
     sa.Column("reason", sa.Text),
-    _number("due_minor"),
-    _instant("due_time", nullable=True),
-    _text("refund_id"),
-    _instant("close_time", nullable=True),
-    _number("version"),
-    _instant("create_time"),
-    _one_of(
+    columns.number("due_minor"),
+    columns.instant("due_time", nullable=True),
+    columns.text("refund_id"),
+    columns.instant("close_time", nullable=True),
+    columns.number("version"),
+    columns.instant("create_time"),
+    columns.one_of(
         *("payments", "reason", "WRONG_AMOUNT", "WRONG_CURRENCY", "ORDER_UNKNOWN", "ORDER_EXPIRED"),
         *("ORDER_CANCELLED", "ALREADY_PAID", "SOLD_OUT", "NO_NOTICE", "CARD_REFUNDED"),
     ),
@@ -239,23 +196,23 @@ sa.Index(
 redemptions = sa.Table(
     "redemptions",
     metadata,
-    *_member_key(),
-    _key("order_id"),
-    _key("redemption_id"),
-    _text("card_id"),
-    _text("segment_id"),
-    _text("benefit_code"),
-    _text("window_key"),
-    _number("uses"),
-    _number("saved_minor"),
-    _text("currency_code"),
-    _text("status"),
-    _instant("lapse_time"),
+    *columns.member_key(),
+    columns.key("order_id"),
+    columns.key("redemption_id"),
+    columns.text("card_id"),
+    columns.text("segment_id"),
+    columns.text("benefit_code"),
+    columns.text("window_key"),
+    columns.number("uses"),
+    columns.number("saved_minor"),
+    columns.text("currency_code"),
+    columns.text("status"),
+    columns.instant("lapse_time"),
     sa.Column("lines", JSONB, nullable=False),  # {line_id: pieces}
-    _instant("create_time"),
+    columns.instant("create_time"),
     sa.Column("ending", sa.Text),
-    _one_of("redemptions", "status", "RESERVED", "CONFIRMED", "REVERSED"),
-    _one_of("redemptions", "ending", "LAPSED", "CANCELLED", "REFUNDED"),
+    columns.one_of("redemptions", "status", "RESERVED", "CONFIRMED", "REVERSED"),
+    columns.one_of("redemptions", "ending", "LAPSED", "CANCELLED", "REFUNDED"),
     sa.CheckConstraint("(status = 'REVERSED') = (ending IS NOT NULL)", name="redemptions_ended"),
     sa.CheckConstraint("uses > 0", name="redemptions_uses"),
     sa.CheckConstraint("saved_minor >= 0", name="redemptions_saved"),
@@ -272,26 +229,26 @@ sa.Index(
 baskets = sa.Table(
     "baskets",
     metadata,
-    *_member_key(),
-    _key("order_id"),
+    *columns.member_key(),
+    columns.key("order_id"),
     sa.Column("body_hash", sa.LargeBinary, nullable=False),  # SHA-256 of `body`, which outlives it
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("pays", JSONB, nullable=False),  # {line_id: minor units}
     sa.Column("redemption_ids", JSONB, nullable=False),  # [redemption_id]
     sa.Column("refunds", JSONB, nullable=False),  # {refund_id: {line_id: minor units}}
-    _instant("create_time"),
+    columns.instant("create_time"),
 )
 
 # What is used of a quota, by the local day, the ISO week, or the period.
 quota_windows = sa.Table(
     "quota_windows",
     metadata,
-    *_member_key(),
-    _key("window_key"),
-    _key("card_id"),
-    _key("benefit_code"),
-    _number("used"),
-    _number("quota"),  # the limit when it was last used
+    *columns.member_key(),
+    columns.key("window_key"),
+    columns.key("card_id"),
+    columns.key("benefit_code"),
+    columns.number("used"),
+    columns.number("quota"),  # the limit when it was last used
     sa.CheckConstraint("used >= 0 AND used <= quota", name="quota_windows_within_limit"),
     postgresql_with={"fillfactor": "70"},
 )
@@ -299,23 +256,23 @@ quota_windows = sa.Table(
 renewals = sa.Table(
     "renewals",
     metadata,
-    *_member_key(),
-    _key("renewal_id"),
-    _text("card_id"),
-    _text("segment_id"),
-    _text("product_code"),
-    _number("amount_minor"),
-    _text("currency_code"),
-    _instant("notice_due_time"),
-    _instant("notice_deadline"),
-    _instant("charge_time"),
-    _instant("charge_until"),
-    _instant("notice_time", nullable=True),
+    *columns.member_key(),
+    columns.key("renewal_id"),
+    columns.text("card_id"),
+    columns.text("segment_id"),
+    columns.text("product_code"),
+    columns.number("amount_minor"),
+    columns.text("currency_code"),
+    columns.instant("notice_due_time"),
+    columns.instant("notice_deadline"),
+    columns.instant("charge_time"),
+    columns.instant("charge_until"),
+    columns.instant("notice_time", nullable=True),
     sa.Column("outcome", sa.Text),
-    _text("order_id"),
-    _text("medium"),
-    _flag("told"),
-    _one_of("renewals", "outcome", "CHARGED", "FAILED", "CANCELLED"),
+    columns.text("order_id"),
+    columns.text("medium"),
+    columns.flag("told"),
+    columns.one_of("renewals", "outcome", "CHARGED", "FAILED", "CANCELLED"),
     sa.CheckConstraint("amount_minor >= 0", name="renewals_amount"),
 )
 sa.Index(
@@ -330,12 +287,12 @@ sa.Index(
 rewards = sa.Table(
     "rewards",
     metadata,
-    *_member_key(),
-    _key("reward_id"),
-    _text("card_id"),
-    _text("segment_id"),
-    _flag("clawed_back"),
-    _number("version"),
+    *columns.member_key(),
+    columns.key("reward_id"),
+    columns.text("card_id"),
+    columns.text("segment_id"),
+    columns.flag("clawed_back"),
+    columns.number("version"),
     sa.CheckConstraint("version >= 0", name="rewards_version"),
     sa.CheckConstraint("segment_id = '' OR card_id <> ''", name="rewards_of_a_card"),
 )
@@ -344,20 +301,20 @@ rewards = sa.Table(
 answers = sa.Table(
     "answers",
     metadata,
-    *_member_key(),
-    _key("request_id"),
+    *columns.member_key(),
+    columns.key("request_id"),
     sa.Column("payload_hash", sa.LargeBinary, nullable=False),
     sa.Column("body", sa.LargeBinary),  # none once its member was erased
-    _instant("create_time"),
+    columns.instant("create_time"),
 )
 
 # Claims: what members may dispute with one another. Whoever is first has it.
 payment_claims = sa.Table(
     "payment_claims",
     metadata,
-    _key("channel"),
-    _key("payment_id"),
-    _text("member_id"),
+    columns.key("channel"),
+    columns.key("payment_id"),
+    columns.text("member_id"),
     sa.Column("payload_hash", sa.LargeBinary, nullable=False),
 )
 
@@ -365,15 +322,15 @@ gifts = sa.Table(
     "gifts",
     metadata,
     sa.Column("code_hash", sa.LargeBinary, primary_key=True),  # SHA-256
-    _text("giver_id"),
-    _text("order_id"),
-    _text("product_code"),
-    _number("product_version"),
-    _instant("claim_until"),
-    _flag("paid"),
-    _flag("refunded"),
-    _text("claimed_by"),
-    _instant("claim_time", nullable=True),
+    columns.text("giver_id"),
+    columns.text("order_id"),
+    columns.text("product_code"),
+    columns.number("product_version"),
+    columns.instant("claim_until"),
+    columns.flag("paid"),
+    columns.flag("refunded"),
+    columns.text("claimed_by"),
+    columns.instant("claim_time", nullable=True),
     sa.UniqueConstraint("order_id"),
     sa.CheckConstraint("(claim_time IS NULL) = (claimed_by = '')", name="gifts_claimed"),
     sa.CheckConstraint("claimed_by = '' OR paid", name="gifts_claimed_are_paid"),
@@ -388,12 +345,12 @@ sa.Index(
 sales_slots = sa.Table(
     "sales_slots",
     metadata,
-    _key("product_code"),
-    _key("window_key"),
+    columns.key("product_code"),
+    columns.key("window_key"),
     sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
-    _text("order_id"),
-    _instant("pay_deadline"),
-    _flag("firm"),
+    columns.text("order_id"),
+    columns.instant("pay_deadline"),
+    columns.flag("firm"),
     sa.CheckConstraint("number >= 1", name="sales_slots_number"),
 )
 
@@ -401,12 +358,12 @@ sales_slots = sa.Table(
 products = sa.Table(
     "products",
     metadata,
-    _key("code"),
+    columns.key("code"),
     sa.Column("version", sa.BigInteger, primary_key=True, autoincrement=False),
-    _text("family"),
-    _flag("withdrawn"),
-    _text("author"),
-    _instant("create_time"),
+    columns.text("family"),
+    columns.flag("withdrawn"),
+    columns.text("author"),
+    columns.instant("create_time"),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.CheckConstraint("version > 0", name="products_version"),
 )
@@ -464,9 +421,9 @@ def grants(role: str) -> list[str]:
         f"REVOKE UPDATE, DELETE, TRUNCATE ON {', '.join(CHANGING)} FROM {role}",
         f"GRANT DELETE ON {', '.join(GOING)} TO {role}",
         *(
-            f"GRANT UPDATE ({', '.join(columns)}) ON {table} TO {role}"
-            for table, columns in CHANGING.items()
-            if columns
+            f"GRANT UPDATE ({', '.join(changing)}) ON {table} TO {role}"
+            for table, changing in CHANGING.items()
+            if changing
         ),
         f"REVOKE INSERT, UPDATE, DELETE ON meta, alembic_version FROM {role}",
     ]

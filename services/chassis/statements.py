@@ -8,9 +8,28 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from services.chassis.database import Connection, Insert, Row, Statement, columns, insert_rows, rows_of
+from services.chassis.ids import bucket
 
 MEMBER = ("bucket", "member_id")
 Values = tuple[Any, ...]
+
+
+def given_members() -> tuple[sa.TableValuedAlias, Any]:
+    """Members given as rows of keys, and the condition that a table is about them."""
+    given = rows_of(bucket=sa.SmallInteger, member_id=sa.Text)
+    return given, lambda table: sa.and_(
+        table.c.bucket == given.c.bucket, table.c.member_id == given.c.member_id
+    )
+
+
+def keys(member_ids: Iterable[str]) -> list[tuple[int, str]]:
+    """Keys in the order in which members are locked."""
+    return sorted((bucket(member_id), member_id) for member_id in member_ids)
+
+
+def keyed(named: Iterable[tuple[str, ...]]) -> list[tuple[Any, ...]]:
+    """Keys of members, each with something of its own."""
+    return [(bucket(names[0]), *names) for names in named]
 
 
 def one_of(column: sa.ColumnElement[str], *words: str) -> sa.ColumnElement[bool]:

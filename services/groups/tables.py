@@ -8,61 +8,24 @@ after them. The columns of a key come first. Texts that are not there are empty,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSONB
 
+from services.chassis import columns
 from services.chassis.consumer import dead_letters_table
 from services.chassis.inbox import inbox_table
 from services.chassis.jobs import jobs_table
 from services.chassis.outbox import outbox_tables
 from services.chassis.requests import requests_table
 
-metadata = sa.MetaData(
-    naming_convention={
-        "ix": "%(table_name)s_%(column_0_N_name)s",
-        "pk": "%(table_name)s_key",
-        "uq": "%(table_name)s_%(column_0_N_name)s_once",
-    }
-)
+metadata = columns.schema()
 
-INSTANT = TIMESTAMP(timezone=True)
-
-
-def _member_key() -> tuple[sa.Column[int], sa.Column[str]]:
-    return (
-        sa.Column("bucket", sa.SmallInteger, primary_key=True),
-        sa.Column("member_id", sa.Text, primary_key=True),
-    )
-
-
-def _key(name: str) -> sa.Column[str]:
-    return sa.Column(name, sa.Text, primary_key=True)
-
-
-def _numbered(name: str) -> sa.Column[int]:
-    return sa.Column(name, sa.BigInteger, primary_key=True, autoincrement=False)
-
-
-def _text(name: str) -> sa.Column[str]:
-    return sa.Column(name, sa.Text, nullable=False)
-
-
-def _number(name: str) -> sa.Column[int]:
-    return sa.Column(name, sa.BigInteger, nullable=False)
+INSTANT = columns.INSTANT
 
 
 def _degrees(name: str) -> sa.Column[float]:
     return sa.Column(name, sa.Double, nullable=False)
-
-
-def _flag(name: str) -> sa.Column[bool]:
-    return sa.Column(name, sa.Boolean, nullable=False)
-
-
-def _instant(name: str, *, nullable: bool = False) -> sa.Column[datetime]:
-    return sa.Column(name, INSTANT, nullable=nullable)
 
 
 def _computed(name: str, condition: str) -> sa.Column[bool]:
@@ -73,31 +36,21 @@ def _computed(name: str, condition: str) -> sa.Column[bool]:
     return sa.Column(name, sa.Boolean, sa.Computed(condition, persisted=True))
 
 
-def _one_of(table: str, column: str, *values: str) -> sa.CheckConstraint:
-    listed = ", ".join(f"'{value}'" for value in values)
-    return sa.CheckConstraint(f"{column} IN ({listed})", name=f"{table}_{column}")
-
-
-def _not_negative(table: str, *columns: str) -> sa.CheckConstraint:
-    condition = " AND ".join(f"{column} >= 0" for column in columns)
-    return sa.CheckConstraint(condition, name=f"{table}_not_negative")
-
-
 # --- members ------------------------------------------------------------------------------------------
 
 # The one row of a member that a write locks.
 members = sa.Table(
     "members",
     metadata,
-    *_member_key(),
+    *columns.member_key(),
     sa.Column("version", sa.BigInteger, nullable=False, server_default="0"),
     # What other services told: {name: [value, [epoch, version]]}, of the event that told it last; null for a
     # value that holds no longer.
     sa.Column("facts", JSONB, nullable=False, server_default="{}"),
     sa.Column("left_groups", JSONB, nullable=False, server_default="{}"),  # {group_id: when, in ISO format}
-    _instant("offer_time", nullable=True),
-    _instant("evaluate_time", nullable=True),
-    _instant("next_due_time", nullable=True),
+    columns.instant("offer_time", nullable=True),
+    columns.instant("evaluate_time", nullable=True),
+    columns.instant("next_due_time", nullable=True),
     sa.CheckConstraint("version >= 0", name="members_version"),
     sa.CheckConstraint(
         "evaluate_time IS NULL OR (next_due_time IS NOT NULL AND next_due_time <= evaluate_time)",
@@ -111,32 +64,32 @@ sa.Index("members_due", members.c.next_due_time, postgresql_where=members.c.next
 memberships = sa.Table(
     "memberships",
     metadata,
-    *_member_key(),
-    _key("scheme_id"),
-    _numbered("number"),
-    _text("membership_id"),
-    _text("group_id"),
-    _text("anchor"),  # of the series that its group is of
-    _text("site_id"),
-    _text("status"),
-    _text("basis"),
-    _text("entry_source"),
-    _text("cell"),
-    _number("distance_m"),
-    _instant("assign_time"),
-    _instant("seat_expire_time", nullable=True),
-    _instant("join_time", nullable=True),
-    _instant("arrive_time", nullable=True),
-    _instant("end_time", nullable=True),
+    *columns.member_key(),
+    columns.key("scheme_id"),
+    columns.numbered("number"),
+    columns.text("membership_id"),
+    columns.text("group_id"),
+    columns.text("anchor"),  # of the series that its group is of
+    columns.text("site_id"),
+    columns.text("status"),
+    columns.text("basis"),
+    columns.text("entry_source"),
+    columns.text("cell"),
+    columns.number("distance_m"),
+    columns.instant("assign_time"),
+    columns.instant("seat_expire_time", nullable=True),
+    columns.instant("join_time", nullable=True),
+    columns.instant("arrive_time", nullable=True),
+    columns.instant("end_time", nullable=True),
     sa.Column("ending", sa.Text),
-    _text("lost_condition"),
-    _text("reward_id"),
-    _one_of("memberships", "status", "ASSIGNED", "JOINED", "LEFT", "REMOVED", "LAPSED"),
-    _one_of(
+    columns.text("lost_condition"),
+    columns.text("reward_id"),
+    columns.one_of("memberships", "status", "ASSIGNED", "JOINED", "LEFT", "REMOVED", "LAPSED"),
+    columns.one_of(
         *("memberships", "basis", "CHOSEN", "EXACT", "CITY", "HOME_SITE", "DEFAULT", "SEGMENT", "INVITER"),
         "JOINED",
     ),
-    _one_of(
+    columns.one_of(
         *("memberships", "ending", "LEFT", "REMOVED", "THRESHOLD_LOST", "GROUP_DISSOLVED", "SITE_CLOSED"),
         *("SEAT_LAPSED", "RECONCILED"),
     ),
@@ -178,12 +131,12 @@ sa.Index(
 tags = sa.Table(
     "tags",
     metadata,
-    *_member_key(),
-    _key("key"),
-    _text("value"),
-    _text("source"),
-    _instant("expire_time", nullable=True),
-    _instant("set_time"),
+    *columns.member_key(),
+    columns.key("key"),
+    columns.text("value"),
+    columns.text("source"),
+    columns.instant("expire_time", nullable=True),
+    columns.instant("set_time"),
     sa.CheckConstraint("value <> ''", name="tags_value"),
     postgresql_with={"fillfactor": "85"},
 )
@@ -192,12 +145,12 @@ tags = sa.Table(
 orders = sa.Table(
     "orders",
     metadata,
-    *_member_key(),
-    _key("order_id"),
-    _text("store_id"),
-    _text("city"),
-    _instant("paid_time", nullable=True),
-    _number("amount_minor"),
+    *columns.member_key(),
+    columns.key("order_id"),
+    columns.text("store_id"),
+    columns.text("city"),
+    columns.instant("paid_time", nullable=True),
+    columns.number("amount_minor"),
     sa.Column("refunds", JSONB, nullable=False),  # {refund_id: minor units; -1 for all that is left}
     sa.CheckConstraint("amount_minor >= 0", name="orders_amount"),
     sa.CheckConstraint(
@@ -209,11 +162,11 @@ orders = sa.Table(
 answers = sa.Table(
     "answers",
     metadata,
-    *_member_key(),
-    _key("request_id"),
+    *columns.member_key(),
+    columns.key("request_id"),
     sa.Column("payload_hash", sa.LargeBinary, nullable=False),
     sa.Column("body", sa.LargeBinary),  # none once its member was erased
-    _instant("create_time"),
+    columns.instant("create_time"),
 )
 
 # --- groups -------------------------------------------------------------------------------------------
@@ -222,36 +175,36 @@ answers = sa.Table(
 series = sa.Table(
     "series",
     metadata,
-    _key("scheme_id"),
-    _key("anchor"),
+    columns.key("scheme_id"),
+    columns.key("anchor"),
     sa.Column("last_seq", sa.BigInteger, nullable=False, server_default="0"),
-    _not_negative("series", "last_seq"),
+    columns.not_negative("series", "last_seq"),
     postgresql_with={"fillfactor": "70"},
 )
 
 groups = sa.Table(
     "groups",
     metadata,
-    _key("group_id"),
-    _text("scheme_id"),
-    _number("scheme_version"),
-    _text("anchor"),
-    _number("seq"),
-    _text("name"),
-    _number("capacity"),
-    _number("room"),
-    _number("seats_taken"),
-    _number("overbooked"),
-    _text("status"),
-    _text("site_id"),
-    _text("chat_id"),
-    _text("entry_link"),
-    _instant("open_time"),
-    _instant("close_time", nullable=True),
-    _instant("sale_time", nullable=True),
-    _text("previous_group_id"),
-    _instant("next_occasion_time", nullable=True),
-    _number("version"),
+    columns.key("group_id"),
+    columns.text("scheme_id"),
+    columns.number("scheme_version"),
+    columns.text("anchor"),
+    columns.number("seq"),
+    columns.text("name"),
+    columns.number("capacity"),
+    columns.number("room"),
+    columns.number("seats_taken"),
+    columns.number("overbooked"),
+    columns.text("status"),
+    columns.text("site_id"),
+    columns.text("chat_id"),
+    columns.text("entry_link"),
+    columns.instant("open_time"),
+    columns.instant("close_time", nullable=True),
+    columns.instant("sale_time", nullable=True),
+    columns.text("previous_group_id"),
+    columns.instant("next_occasion_time", nullable=True),
+    columns.number("version"),
     # Somebody is in it who is to be moved.
     _computed(
         "leaving", "(status = 'CLOSED'::text OR status = 'DISSOLVED'::text) AND seats_taken + overbooked > 0"
@@ -259,7 +212,7 @@ groups = sa.Table(
     # The platform takes nobody more, so that a seat that is kept is worth nothing.
     _computed("crowded", "status = 'FULL'::text AND seats_taken + overbooked >= capacity"),
     sa.UniqueConstraint("scheme_id", "anchor", "seq", name="groups_seq_once"),
-    _one_of("groups", "status", "OPEN", "FULL", "CLOSED", "DISSOLVED"),
+    columns.one_of("groups", "status", "OPEN", "FULL", "CLOSED", "DISSOLVED"),
     sa.CheckConstraint("seq > 0 AND scheme_version > 0", name="groups_counted"),
     sa.CheckConstraint("room > 0 AND room <= capacity", name="groups_room"),
     sa.CheckConstraint("seats_taken >= 0 AND seats_taken <= room", name="groups_seats"),
@@ -305,14 +258,14 @@ sa.Index(
 occasions = sa.Table(
     "occasions",
     metadata,
-    _key("group_id"),
-    _key("occasion_id"),
-    _instant("due_time"),
+    columns.key("group_id"),
+    columns.key("occasion_id"),
+    columns.instant("due_time"),
 )
 
 # When a group was moved out: the platform allows it so many times.
 relocations = sa.Table(
-    "relocations", metadata, _key("group_id"), sa.Column("move_time", INSTANT, primary_key=True)
+    "relocations", metadata, columns.key("group_id"), sa.Column("move_time", INSTANT, primary_key=True)
 )
 
 # Members that were moved out in a local day: the platform allows so many.
@@ -321,7 +274,7 @@ move_days = sa.Table(
     metadata,
     sa.Column("day", sa.Date, primary_key=True),
     sa.Column("moves", sa.BigInteger, nullable=False, server_default="0"),
-    _not_negative("move_days", "moves"),
+    columns.not_negative("move_days", "moves"),
 )
 
 # --- places and terms ---------------------------------------------------------------------------------
@@ -329,15 +282,15 @@ move_days = sa.Table(
 sites = sa.Table(
     "sites",
     metadata,
-    _key("site_id"),
-    _text("name"),
-    _text("city"),
+    columns.key("site_id"),
+    columns.text("name"),
+    columns.text("city"),
     _degrees("latitude"),  # of WGS84
     _degrees("longitude"),
-    _number("priority"),
-    _flag("open"),
-    _instant("update_time"),
-    _text("author"),
+    columns.number("priority"),
+    columns.flag("open"),
+    columns.instant("update_time"),
+    columns.text("author"),
     sa.CheckConstraint(
         "latitude BETWEEN -90 AND 90 AND longitude BETWEEN -180 AND 180", name="sites_on_the_globe"
     ),
@@ -356,23 +309,23 @@ geography = sa.Table(
 schemes = sa.Table(
     "schemes",
     metadata,
-    _key("scheme_id"),
-    _numbered("version"),
-    _text("kind"),
-    _flag("withdrawn"),
-    _text("author"),
-    _instant("create_time"),
+    columns.key("scheme_id"),
+    columns.numbered("version"),
+    columns.text("kind"),
+    columns.flag("withdrawn"),
+    columns.text("author"),
+    columns.instant("create_time"),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.CheckConstraint("version > 0", name="schemes_version"),
-    _one_of("schemes", "kind", "BY_LOCATION", "BY_TAG", "INVITE", "FLASH"),
+    columns.one_of("schemes", "kind", "BY_LOCATION", "BY_TAG", "INVITE", "FLASH"),
 )
 
 programmes = sa.Table(
     "programmes",
     metadata,
-    _numbered("version"),
-    _text("author"),
-    _instant("create_time"),
+    columns.numbered("version"),
+    columns.text("author"),
+    columns.instant("create_time"),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.CheckConstraint("version > 0", name="programmes_version"),
 )
@@ -381,16 +334,16 @@ programmes = sa.Table(
 evaluations = sa.Table(
     "evaluations",
     metadata,
-    _key("kind"),
-    _key("subject_id"),  # the scheme; empty for the programme
-    _number("version"),  # of it
+    columns.key("kind"),
+    columns.key("subject_id"),  # the scheme; empty for the programme
+    columns.number("version"),  # of it
     sa.Column("after_bucket", sa.SmallInteger, nullable=False),
-    _text("after_member"),
-    _number("done"),  # members
-    _instant("start_time"),
-    _instant("end_time", nullable=True),
-    _one_of("evaluations", "kind", "SCHEME", "PROGRAMME"),
-    _not_negative("evaluations", "done"),
+    columns.text("after_member"),
+    columns.number("done"),  # members
+    columns.instant("start_time"),
+    columns.instant("end_time", nullable=True),
+    columns.one_of("evaluations", "kind", "SCHEME", "PROGRAMME"),
+    columns.not_negative("evaluations", "done"),
     sa.CheckConstraint("version > 0", name="evaluations_version"),
 )
 sa.Index("evaluations_open", evaluations.c.start_time, postgresql_where=evaluations.c.end_time.is_(None))
@@ -446,9 +399,9 @@ def grants(role: str) -> list[str]:
         f"REVOKE UPDATE, DELETE, TRUNCATE ON {', '.join(CHANGING)} FROM {role}",
         f"GRANT DELETE ON {', '.join(GOING)} TO {role}",
         *(
-            f"GRANT UPDATE ({', '.join(columns)}) ON {table} TO {role}"
-            for table, columns in CHANGING.items()
-            if columns
+            f"GRANT UPDATE ({', '.join(changing)}) ON {table} TO {role}"
+            for table, changing in CHANGING.items()
+            if changing
         ),
         f"REVOKE INSERT ON geography FROM {role}",
         f"REVOKE INSERT, UPDATE, DELETE ON meta, alembic_version FROM {role}",

@@ -7,30 +7,18 @@ unit of placement when the ledger outgrows one machine.
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSONB
 
+from services.chassis import columns
 from services.chassis.consumer import dead_letters_table
 from services.chassis.inbox import inbox_table
 from services.chassis.jobs import jobs_table
 from services.chassis.outbox import outbox_tables
 from services.chassis.requests import requests_table
 
-metadata = sa.MetaData(
-    naming_convention={
-        "ix": "%(table_name)s_%(column_0_N_name)s",
-        "pk": "%(table_name)s_key",
-        "uq": "%(table_name)s_%(column_0_N_name)s_once",
-    }
-)
+metadata = columns.schema()
 
-INSTANT = TIMESTAMP(timezone=True)
-
-
-def _member_key() -> tuple[sa.Column[int], sa.Column[str]]:
-    return (
-        sa.Column("bucket", sa.SmallInteger, primary_key=True),
-        sa.Column("member_id", sa.Text, primary_key=True),
-    )
+INSTANT = columns.INSTANT
 
 
 def _amount(name: str) -> sa.Column[int]:
@@ -41,7 +29,7 @@ def _amount(name: str) -> sa.Column[int]:
 members = sa.Table(
     "members",
     metadata,
-    *_member_key(),
+    *columns.member_key(),
     *(_amount(name) for name in ("available", "pending", "held", "owed", "growth", "lifetime_earned")),
     _amount("seq"),
     sa.Column("head_hash", sa.LargeBinary, nullable=False, server_default=""),
@@ -67,7 +55,7 @@ sa.Index("members_due", members.c.next_due_time, postgresql_where=members.c.next
 transactions = sa.Table(
     "transactions",
     metadata,
-    *_member_key(),
+    *columns.member_key(),
     sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("transaction_id", sa.Text, nullable=False),
     sa.Column("kind", sa.Text, nullable=False),
@@ -122,7 +110,7 @@ sa.Index(
 lots = sa.Table(
     "lots",
     metadata,
-    *_member_key(),
+    *columns.member_key(),
     sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("part", sa.SmallInteger, primary_key=True, autoincrement=False),
     sa.Column("pending", sa.Boolean, nullable=False),
@@ -143,7 +131,7 @@ lots = sa.Table(
 lot_uses = sa.Table(
     "lot_uses",
     metadata,
-    *_member_key(),
+    *columns.member_key(),
     sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("lot_seq", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("lot_part", sa.SmallInteger, primary_key=True, autoincrement=False),
@@ -155,7 +143,7 @@ lot_uses = sa.Table(
 holds = sa.Table(
     "holds",
     metadata,
-    *_member_key(),
+    *columns.member_key(),
     sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("hold_id", sa.Text, nullable=False),
     sa.Column("reference_id", sa.Text, nullable=False),
@@ -174,7 +162,7 @@ sa.Index("holds_open", holds.c.bucket, holds.c.member_id, postgresql_where=holds
 refunds = sa.Table(
     "refunds",
     metadata,
-    *_member_key(),
+    *columns.member_key(),
     sa.Column("order_id", sa.Text, primary_key=True),
     sa.Column("refund_id", sa.Text, primary_key=True),
     sa.Column("body_hash", sa.LargeBinary, nullable=False),
@@ -196,7 +184,7 @@ refunds = sa.Table(
 cap_uses = sa.Table(
     "cap_uses",
     metadata,
-    *_member_key(),
+    *columns.member_key(),
     sa.Column("rule_id", sa.Text, primary_key=True),
     sa.Column("day", sa.Date, primary_key=True),
     sa.Column("used", sa.BigInteger, nullable=False),
@@ -206,7 +194,7 @@ cap_uses = sa.Table(
 growth_days = sa.Table(
     "growth_days",
     metadata,
-    *_member_key(),
+    *columns.member_key(),
     sa.Column("day", sa.Date, primary_key=True),
     sa.Column("amount", sa.BigInteger, nullable=False),
 )
@@ -215,7 +203,7 @@ growth_days = sa.Table(
 notes = sa.Table(
     "notes",
     metadata,
-    *_member_key(),
+    *columns.member_key(),
     sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("text", sa.Text, nullable=False),
 )

@@ -324,7 +324,7 @@ def _digest(body: bytes) -> bytes:
 PART = Part(
     service="cards",
     prepare=prepare,
-    lanes=[partial(CardsJournal, members=12), partial(CardsJournal, members=6, cancelling=True)],
+    lanes=[partial(CardsJournal, members=10), partial(CardsJournal, members=4, cancelling=True)],
     caller=Cards,
     good=list(GOOD.items()),
     entity=entity,

@@ -37,7 +37,7 @@ Announced = TypeVar("Announced", bound=Message)
 Done = TypeVar("Done")
 
 ZONE = ZoneInfo("Asia/Shanghai")
-PATIENCE = 5 * TIMEOUT  # many wait for one another
+PATIENCE = 10 * TIMEOUT  # many wait for one another
 DEGREE_M = 111_195.08  # a degree of latitude
 
 

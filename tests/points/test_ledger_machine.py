@@ -57,7 +57,7 @@ from tests.points.ledger_model import (
 from tests.points.ledger_wishes import FOLLOW, GAIN, SPEND, WHICH, WHO, Clerk, Wish
 
 T = TypeVar("T")
-EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "500"))
+EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "150"))
 STEPS = 12
 MIGRATIONS = Path(service.__file__).parent / "migrations"
 TRANSFER_SENT = epb.TransferSent.DESCRIPTOR.full_name

@@ -21,9 +21,6 @@ from services.cards.store.rows import (
     card_rows,
     day_and_week,
     gift_rows,
-    given_members,
-    keyed,
-    keys,
     member_rows,
     order_rows,
     payment_rows,
@@ -49,7 +46,7 @@ from services.cards.store.rows import (
 from services.cards.store.wanted import Answered, Changes, Named, Seen, Wanted
 from services.chassis.database import Connection, Insert, Row, Statement, rows_of
 from services.chassis.ids import bucket
-from services.chassis.statements import MEMBER, By, Lookup, Upsert, Values, one_of
+from services.chassis.statements import MEMBER, By, Lookup, Upsert, Values, given_members, keyed, keys, one_of
 
 K = TypeVar("K")
 T = TypeVar("T")

@@ -23,9 +23,6 @@ from services.cards.domain.wallet import (
 )
 from services.cards.store.rows import (
     day_and_week,
-    given_members,
-    keyed,
-    keys,
     to_card,
     to_gift,
     to_order,
@@ -37,7 +34,17 @@ from services.cards.store.rows import (
 )
 from services.chassis.database import Connection, Row, Statement
 from services.chassis.ids import bucket
-from services.chassis.statements import MEMBER, By, Lookup, of_member, one_of, unless_null
+from services.chassis.statements import (
+    MEMBER,
+    By,
+    Lookup,
+    given_members,
+    keyed,
+    keys,
+    of_member,
+    one_of,
+    unless_null,
+)
 
 _AT = sa.bindparam("at", type_=t.INSTANT)
 _MOST = sa.bindparam("most", type_=sa.BigInteger)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
-
-import sqlalchemy as sa
 
 from services.cards.domain.books import KeptWindow, WindowName
 from services.cards.domain.cards import Card, Ending, Rest, Segment
@@ -32,29 +30,11 @@ from services.cards.domain.wallet import (
     UseEnding,
     Wallet,
 )
-from services.chassis.database import Row, rows_of
+from services.chassis.database import Row
 from services.chassis.ids import bucket
 from services.chassis.statements import Values
 
 Found = Row | Mapping[str, Any]
-
-
-def given_members() -> tuple[sa.TableValuedAlias, Any]:
-    """Members given as rows of keys, and the condition that a table is about them."""
-    given = rows_of(bucket=sa.SmallInteger, member_id=sa.Text)
-    return given, lambda table: sa.and_(
-        table.c.bucket == given.c.bucket, table.c.member_id == given.c.member_id
-    )
-
-
-def keys(member_ids: Iterable[str]) -> list[tuple[int, str]]:
-    """Keys in the order in which members are locked."""
-    return sorted((bucket(member_id), member_id) for member_id in member_ids)
-
-
-def keyed(named: Iterable[tuple[str, ...]]) -> list[tuple[Any, ...]]:
-    """Keys of members, each with something of its own."""
-    return [(bucket(names[0]), *names) for names in named]
 
 
 def _json(value: Mapping[str, Any] | Sequence[str]) -> str:

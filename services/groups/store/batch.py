@@ -12,15 +12,12 @@ from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from services.chassis.database import Connection, Insert, Row, Statement, rows_of
 from services.chassis.ids import bucket
-from services.chassis.statements import MEMBER, By, Lookup, Upsert, Values, one_of
+from services.chassis.statements import MEMBER, By, Lookup, Upsert, Values, given_members, keyed, keys, one_of
 from services.groups import tables as t
 from services.groups.domain.seats import GroupStatus
 from services.groups.store.boxes import INBOX
 from services.groups.store.rows import (
-    given_members,
     group_rows,
-    keyed,
-    keys,
     member_rows,
     membership_rows,
     order_rows,

@@ -10,13 +10,20 @@ import sqlalchemy as sa
 
 from services.chassis.database import Connection, Row, Statement, rows_of
 from services.chassis.ids import bucket
-from services.chassis.statements import MEMBER, By, Lookup, of_member, one_of, unless_null
+from services.chassis.statements import (
+    MEMBER,
+    By,
+    Lookup,
+    given_members,
+    keys,
+    of_member,
+    one_of,
+    unless_null,
+)
 from services.groups import tables as t
 from services.groups.domain.profile import Profile
 from services.groups.domain.seats import Group, GroupStatus, SeriesName
 from services.groups.store.rows import (
-    given_members,
-    keys,
     to_group,
     to_membership,
     to_order,

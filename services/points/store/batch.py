@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from services.chassis.consumer import Delivery
 from services.chassis.database import Connection, Insert, Row, Statement, columns, insert_rows, rows_of
 from services.chassis.ids import bucket
+from services.chassis.statements import given_members, keyed, keys
 from services.points import tables as t
 from services.points.domain.ledger import HASH_VERSION, Account, Hold, Member
 from services.points.store.boxes import DEAD_LETTERS, INBOX
@@ -23,9 +24,6 @@ from services.points.store.rows import (
     BALANCES,
     LOT,
     facts_json,
-    given_members,
-    keyed,
-    keys,
     member_row,
     to_hold,
     to_lot,

@@ -11,15 +11,13 @@ import sqlalchemy as sa
 from services.chassis.database import Connection, Row, Statement, rows_of
 from services.chassis.ids import bucket, number_of
 from services.chassis.inbox import InboxKey
+from services.chassis.statements import given_members, keyed, keys
 from services.points import tables as t
 from services.points.domain.ledger import Member
 from services.points.domain.refunds import Refund
 from services.points.domain.reversal import Past
 from services.points.store.rows import (
     LOT,
-    given_members,
-    keyed,
-    keys,
     to_hold,
     to_lot,
     to_transaction,

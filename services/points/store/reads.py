@@ -11,14 +11,13 @@ import sqlalchemy as sa
 
 from services.chassis.database import Connection, Row, Statement, rows_of
 from services.chassis.ids import bucket
+from services.chassis.statements import given_members, keys
 from services.points import tables as t
 from services.points.domain.ledger import Hold, Member, Transaction
 from services.points.store.rows import (
     HOLD,
     LOT,
     OF_MEMBER,
-    given_members,
-    keys,
     to_hold,
     to_lot,
     to_member,

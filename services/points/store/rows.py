@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from services.chassis.database import Row, rows_of
+from services.chassis.database import Row
 from services.chassis.ids import bucket
 from services.points import tables as t
 from services.points.domain.ledger import (
@@ -35,14 +35,6 @@ OF_MEMBER = (
     t.transactions.c.bucket == sa.bindparam("b"),
     t.transactions.c.member_id == sa.bindparam("member"),
 )
-
-
-def given_members() -> tuple[sa.TableValuedAlias, Any]:
-    """Members given as rows of keys, and the condition that a table is about them."""
-    given = rows_of(bucket=sa.SmallInteger, member_id=sa.Text)
-    return given, lambda table: sa.and_(
-        table.c.bucket == given.c.bucket, table.c.member_id == given.c.member_id
-    )
 
 
 def to_lot(values: Sequence[Any]) -> Lot:
@@ -98,16 +90,6 @@ def facts_json(facts: Mapping[str, Fact]) -> str:
             for about, fact in facts.items()
         }
     )
-
-
-def keys(member_ids: Iterable[str]) -> list[tuple[int, str]]:
-    """Keys in the order in which members are locked."""
-    return sorted((bucket(member_id), member_id) for member_id in member_ids)
-
-
-def keyed(pairs: Iterable[tuple[str, str]]) -> list[tuple[int, str, str]]:
-    """Keys of members, each with something of its own."""
-    return [(bucket(member_id), member_id, key) for member_id, key in pairs]
 
 
 def to_member(row: Row) -> Member:

@@ -124,6 +124,12 @@ def replay(context: typer.Context) -> None:
 
 
 @app.command(context_settings=_WHOLE, add_help_option=False)
+def lifecycle(context: typer.Context) -> None:
+    """Prove what the groups service knows of members through the real orders of 2017."""
+    _hand_over("lifecycle", context.args)
+
+
+@app.command(context_settings=_WHOLE, add_help_option=False)
 def demo(context: typer.Context) -> None:
     """Show the whole in a minute, in a house of its own."""
     _hand_over("demo", context.args)

@@ -260,10 +260,11 @@ def event_of(request: pb.EarnPointsRequest | pb.RefundOrderRequest) -> OrderPaid
 
 
 class Publisher:
-    """Publishes the brand's events, and waits until the points service is through with them."""
+    """Publishes the brand's events, and waits until a service is through with them."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, service: str = CONSUMER) -> None:
         self._jetstream = client.jetstream()
+        self._service = service
         self._last: dict[str, int] = {}
 
     async def publish(self, message: Message, event_id: str) -> None:
@@ -284,12 +285,12 @@ class Publisher:
         for stream, last in self._last.items():
             while not await self._caught_up(stream, last):
                 if time.monotonic() > deadline:
-                    raise ReplayError(f"after {GIVE_UP:g} s the service has not read all of {stream}")
+                    raise ReplayError(f"after {GIVE_UP:g} s {self._service} has not read all of {stream}")
                 await asyncio.sleep(POLL)
 
     async def _caught_up(self, stream: str, last: int) -> bool:
         try:
-            info = await self._jetstream.consumer_info(stream, CONSUMER)
+            info = await self._jetstream.consumer_info(stream, self._service)
         except NotFoundError:
             return False
         return bool(info.ack_floor.stream_seq >= last)

@@ -1,4 +1,4 @@
-"""`loyalty demo`: a real month and two stories through the whole house, and the proof that all is right."""
+"""`loyalty demo`: a real month and three stories through the whole house, and the proof that all is right."""
 
 from __future__ import annotations
 
@@ -6,26 +6,20 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import nats
 import polars as pl
 import stamina.instrumentation
 import typer
 import yaml
-from google.protobuf import descriptor_pool
 from google.protobuf.json_format import ParseDict
-from google.protobuf.message_factory import GetMessageClass
-from loyalty.cards.v1 import cards_events_pb2 as _cards_events_pb2  # noqa: F401 - known to the pool
 from loyalty.cards.v1 import cards_service_pb2 as cards_pb
 from loyalty.points.v1 import points_service_pb2 as points_pb
 from loyalty.points.v1.points_events_pb2 import PointsPosted
-from nats.aio.msg import Msg
-from nats.js import JetStreamContext
 from rich.console import Console
 from rich.table import Table
 
@@ -34,24 +28,42 @@ from services.chassis import operations
 from services.chassis.audit import Report
 from services.cli import baskets, replay
 from services.cli.house import House
-from services.cli.stories import Scene, Stage, cards, points, stage
+from services.cli.listener import Listener
+from services.cli.stories import Scene, Stage, cards, groups, points, stage
+from services.groups import audit as of_groups
 from services.points import audit as of_points
 
 EVE = datetime(2016, 12, 31, 4, 0, tzinfo=UTC)  # where the clock stands when the programme is put
 MONTH = (date(2017, 1, 1), date(2017, 1, 31))
 SHOWN = 12  # events printed of each stream, and faults
-ARRIVAL = 60.0  # seconds that the last event gets to arrive
-AUDITS = {"points": of_points.audit, "cards": of_cards.audit}
+AUDITS = {"points": of_points.audit, "cards": of_cards.audit, "groups": of_groups.audit}
+# Whose events are printed of what each service told.
+HEROES = {"points": (points.MEMBER,), "cards": (cards.MEMBER,), "groups": groups.MEMBERS}
+BANK = replay.PROGRAMME.with_name("china-merchants-bank.yaml")
 # The check that sees every event which a service wrote.
-WRITTEN = {"points": of_points.CHECKS["outbox"], "cards": of_cards.CHECKS["events"]}
+WRITTEN = {
+    "points": of_points.CHECKS["outbox"],
+    "cards": of_cards.CHECKS["events"],
+    "groups": of_groups.CHECKS["events"],
+}
 # What is printed of an event, where it has that.
-TELLING = ("plan_id", "benefit_code", "amount_minor", "paid_minor", "saved_minor", "refund_minor")
+TELLING = (
+    "group_name",
+    "plan_id",
+    "benefit_code",
+    "amount_minor",
+    "paid_minor",
+    "saved_minor",
+    "refund_minor",
+)
 
 
 def command(
-    programme: Annotated[Path, typer.Option(help="The programme, and the cards on sale.")] = replay.PROGRAMME,
+    programme: Annotated[
+        Path, typer.Option(help="The programme, the cards on sale, and the groups.")
+    ] = replay.PROGRAMME,
 ) -> None:
-    """Run one real month and two stories on servers of their own, verify all, and print what came out."""
+    """Run one real month and three stories on servers of their own, verify all, and print what came out."""
     stamina.instrumentation.set_on_retry_hooks([])
     console = Console()
     started = time.monotonic()
@@ -59,7 +71,7 @@ def command(
         Path(folder).chmod(0o755)  # PostgreSQL does not run as root: its user must get in
         house = House(Path(folder), services=tuple(AUDITS))
         try:
-            with _step(console, "Starting PostgreSQL, NATS, points and cards"):
+            with _step(console, "Starting PostgreSQL, NATS, points, cards and groups"):
                 house.start(EVE)
             with stage(house) as on:
                 played = _play(console, on, programme)
@@ -84,6 +96,12 @@ class Played:
     """Points that members could spend then."""
     ann: Sequence[Scene]
     ben: Sequence[Scene]
+    cleo_and_dora: Sequence[Scene]
+
+    @property
+    def scenes(self) -> Sequence[Scene]:
+        """Of all stories."""
+        return [*self.ann, *self.ben, *self.cleo_and_dora]
 
 
 def _play(console: Console, on: Stage, programme: Path) -> Played:
@@ -101,16 +119,19 @@ def _play(console: Console, on: Stage, programme: Path) -> Played:
         ann = list(points.checkout(on))
     month_end = asyncio.run(of_points.audit(on.house.database_url("points"))).totals["liability"]
     with _step(console, "Another buys cards, uses, renews and upgrades them, and gives one back"):
-        put_programme(on, "demo-cards", with_cards(rules))
+        put_programme(on, "demo-stories", with_stories(rules))
         ben = list(cards.play(on))
+    with _step(console, "490 guests of a store, and a bank's customer, find their groups"):
+        bank = yaml.safe_load(BANK.read_text(encoding="utf-8"))
+        cleo_and_dora = list(groups.play(on, said["groups"], bank["groups"]))
     with _step(console, "A year passes: everybody is told what expires, and it does"):
         ann += points.a_year_later(on)
-    return Played(first, second, month_end, ann, ben)
+    return Played(first, second, month_end, ann, ben, cleo_and_dora)
 
 
-def with_cards(rules: Mapping[str, Any]) -> dict[str, Any]:
-    """A programme of points, and what it says besides once cards are sold."""
-    return {**rules, "earn_rules": [*rules["earn_rules"], *cards.RULES]}
+def with_stories(rules: Mapping[str, Any]) -> dict[str, Any]:
+    """A programme of points, and what it says besides once there are cards and groups."""
+    return {**rules, "earn_rules": [*rules["earn_rules"], *cards.RULES, *groups.RULES]}
 
 
 def put_programme(on: Stage, request_id: str, rules: Mapping[str, Any]) -> None:
@@ -178,7 +199,7 @@ def faults(played: Played, proofs: Mapping[str, Proof]) -> list[str]:
     found = list(played.first.differences or [])
     if made := played.second.new_transactions:
         found.append(f"the second replay made {made} new transactions")
-    found += [str(scene) for scene in (*played.ann, *played.ben) if not scene.right]
+    found += [str(scene) for scene in played.scenes if not scene.right]
     for service, proof in proofs.items():
         found += [f"{service}: {line}" for _, _, lines in proof.report.lines for line in lines]
         found += [f"{service}: dead letter {letter}" for letter in proof.dead_letters]
@@ -187,57 +208,18 @@ def faults(played: Played, proofs: Mapping[str, Proof]) -> list[str]:
     return found
 
 
-class Listener:
-    """A subscriber of another team: hears each event of a service once, by its name of CloudEvents."""
-
-    def __init__(self, url: str, service: str) -> None:
-        self._url = url
-        self._service = service
-
-    def heard(self, expected: int) -> list[Any]:
-        """Reads the stream from its start until as many events as expected came, or the time is up."""
-        return asyncio.run(self._read(expected))
-
-    async def _read(self, expected: int) -> list[Any]:
-        seen: dict[tuple[str, str], Any] = {}
-        client = await nats.connect(self._url)
-        try:
-            subscription = await client.jetstream().subscribe(
-                f"loyalty.{self._service}.v1.>", stream=self._service.upper(), ordered_consumer=True
-            )
-            with suppress(TimeoutError):
-                async with asyncio.timeout(ARRIVAL):
-                    while len(seen) < expected:
-                        message = await _next(subscription)
-                        headers = message.headers or {}
-                        seen[headers["ce-source"], headers["ce-id"]] = _event(message)
-            await subscription.unsubscribe()
-        finally:
-            await client.close()
-        return list(seen.values())
-
-
-async def _next(subscription: JetStreamContext.PushSubscription) -> Msg:
-    return await subscription.next_msg(timeout=ARRIVAL)
-
-
-def _event(message: Msg) -> Any:
-    """Of the message that the subject names."""
-    kind = GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(message.subject))
-    return kind.FromString(message.data)
-
-
 # --- what is printed ----------------------------------------------------------------------------------
 
 
 def _print(console: Console, played: Played, proofs: Mapping[str, Proof], seconds: int) -> None:
     console.print("\nWhat another team's subscriber sees, with nothing of ours but the protos:")
-    for service, member in (("points", points.MEMBER), ("cards", cards.MEMBER)):
-        theirs = [event for event in proofs[service].heard if event.member_id == member]
+    for service, heroes in HEROES.items():
+        theirs = [event for event in proofs[service].heard if getattr(event, "member_id", "") in heroes]
         for event in theirs[-SHOWN:]:
             console.print(f"  {_line(event)}", soft_wrap=True)
     console.print(_scenes(f"What {points.MEMBER} owned after", points.COLUMNS, played.ann))
     console.print(_scenes(f"What {cards.MEMBER} bought, used and gave back", cards.COLUMNS, played.ben))
+    console.print(_scenes("Where they were seated", groups.COLUMNS, played.cleo_and_dora))
     console.print(_table(_figures(played, proofs) | {"seconds in all": seconds}))
     for fault in faults(played, proofs)[:SHOWN]:
         console.print(f"[red]{fault}")
@@ -266,7 +248,7 @@ def _scenes(title: str, columns: Sequence[str], scenes: Iterable[Scene]) -> Tabl
 
 def _figures(played: Played, proofs: Mapping[str, Proof]) -> dict[str, int]:
     first = played.first
-    books, passes = (proofs[service].report.totals for service in ("points", "cards"))
+    books, passes, chats = (proofs[service].report.totals for service in AUDITS)
     return {
         "members": books["members"],
         "orders": first.orders,
@@ -284,7 +266,9 @@ def _figures(played: Played, proofs: Mapping[str, Proof]) -> dict[str, int]:
         "cards": passes["cards"],
         "periods bought": passes["periods"],
         "benefits used": passes["redemptions"],
-        "scenes that came out otherwise": sum(not scene.right for scene in (*played.ann, *played.ben)),
+        "groups": chats["groups"],
+        "memberships": chats["memberships"],
+        "scenes that came out otherwise": sum(not scene.right for scene in played.scenes),
         "audit findings": sum(len(f) for proof in proofs.values() for _, _, f in proof.report.lines),
         **{f"events of {service} published": proof.written for service, proof in proofs.items()},
         **{f"events of {service} received": len(proof.heard) for service, proof in proofs.items()},
@@ -293,7 +277,7 @@ def _figures(played: Played, proofs: Mapping[str, Proof]) -> dict[str, int]:
 
 
 def _table(figures: Mapping[str, int]) -> Table:
-    table = Table(title="\nOne month, and two stories", show_header=False)
+    table = Table(title="\nOne month, and three stories", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     for name, value in figures.items():

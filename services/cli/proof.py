@@ -1,4 +1,4 @@
-"""A house of its own for `loyalty replay --prove`, and a programme under which a year sees everything."""
+"""Houses of their own for the proofs over a year, and a programme under which a year sees everything."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ from nats.errors import Error as NatsError
 from services.chassis import operations
 from services.chassis.errors import ServiceError
 from services.cli.house import House, running
-from services.points.audit import audit
+from services.groups.audit import audit as audit_groups
+from services.points.audit import audit as audit_points
 
 EVE: Final = datetime(2016, 12, 31, 4, 0, tzinfo=UTC)  # where the clock stands when the programme is put
 CALL_TIMEOUT: Final = 10.0  # seconds
 TIER_DAYS: Final = 90
 GRACE_DAYS: Final = 10
 GROWTH: Final = (1, 100, 350)  # that the tiers take in so short a window, from the lowest
+
+_AUDITS: Final = {"points": audit_points, "groups": audit_groups}
 
 
 @dataclass(frozen=True)
@@ -50,22 +53,29 @@ def short_lived(programme: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def own_house(programme: Mapping[str, Any]) -> Iterator[House]:
-    """A house of the end of 2016 under a programme, for as long as the block runs."""
+def house_of(service: str) -> Iterator[House]:
+    """A house of the end of 2016 with a service alone, for as long as the block runs."""
     stamina.instrumentation.set_on_retry_hooks([])
     with tempfile.TemporaryDirectory(prefix="loyalty-proof-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL does not run as root: its user must get in
-        with running(Path(folder), test_clock=EVE, services=("points",)) as house:
-            with grpc.insecure_channel(house.describe()["points"]["grpc"]) as channel:
-                request = pb.PutProgrammeRequest(request_id="proof")
-                ParseDict(dict(programme), request.programme)
-                PointsServiceStub(channel).PutProgramme(request, timeout=CALL_TIMEOUT)
+        with running(Path(folder), test_clock=EVE, services=(service,)) as house:
             yield house
 
 
-def audited(house: House) -> Audited:
+@contextmanager
+def own_house(programme: Mapping[str, Any]) -> Iterator[House]:
+    """A house of the points service under a programme."""
+    with house_of("points") as house:
+        with grpc.insecure_channel(house.describe()["points"]["grpc"]) as channel:
+            request = pb.PutProgrammeRequest(request_id="proof")
+            ParseDict(dict(programme), request.programme)
+            PointsServiceStub(channel).PutProgramme(request, timeout=CALL_TIMEOUT)
+        yield house
+
+
+def audited(house: House, service: str = "points") -> Audited:
     """Audits the books, and the stream against them; a dead letter is a finding too, and so is a failure."""
-    database = house.database_url("points")
+    database, audit = house.database_url(service), _AUDITS[service]
     try:
         report = asyncio.run(audit(database, stream_url=house.nats.url))
     except (ServiceError, NatsError, OSError) as failure:  # what was replayed is to be told all the same

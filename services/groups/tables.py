@@ -210,7 +210,7 @@ groups = sa.Table(
         "leaving", "(status = 'CLOSED'::text OR status = 'DISSOLVED'::text) AND seats_taken + overbooked > 0"
     ),
     # The platform takes nobody more, so that a seat that is kept is worth nothing.
-    _computed("crowded", "status = 'FULL'::text AND seats_taken + overbooked >= capacity"),
+    _computed("crowded", "overbooked > 0 AND status = 'FULL'::text AND seats_taken + overbooked >= capacity"),
     sa.UniqueConstraint("scheme_id", "anchor", "seq", name="groups_seq_once"),
     columns.one_of("groups", "status", "OPEN", "FULL", "CLOSED", "DISSOLVED"),
     sa.CheckConstraint("seq > 0 AND scheme_version > 0", name="groups_counted"),

@@ -48,7 +48,7 @@ class Served:
     house: House
     service: str
     token: str
-    """For reading and writing."""
+    """For everything."""
 
     @property
     def address(self) -> str:
@@ -122,8 +122,8 @@ class Site:
                 served.quiet()
 
     def token(self, service: str) -> str:
-        """A token for reading and writing a service."""
-        scope = f"{service}.read {service}.write"
+        """A token for everything that a service does."""
+        scope = f"{service}.read {service}.write {service}.admin"
         claims = {"sub": "bench", "exp": int(time.time()) + 86_400, "scope": scope}
         return jwt.encode(claims, self.key, "EdDSA", headers={"kid": "bench"})
 

@@ -376,6 +376,15 @@ async def test_a_seat_that_nobody_comes_to_lapses_and_goes_to_the_next(town: Tow
     assert (late.overbooked, late.stale, late.membership.number) == (True, False, 2)
 
 
+async def test_seats_that_fill_a_group_to_its_last_are_kept_where_nobody_came_without_one(town: Town) -> None:
+    exact = await named(town, capacity=2, headroom=0)
+    seats = [await town.seat(f"xan-{number}", exact, home_site_id="south") for number in range(2)]
+    group_id = seats[0].group.group_id
+    for number in range(2):
+        await town.do(LapseSeat, f"xan-{number}", group_id=group_id)
+    assert (await town.group(group_id)).members == 2
+
+
 async def test_seats_of_a_crowded_group_are_given_up_as_many_as_are_needed(town: Town) -> None:
     king = await named(town)
     seats = [await town.seat(f"xia-{number}", king, home_site_id="south") for number in range(3)]

@@ -592,7 +592,10 @@ async def test_seats_that_are_kept_in_a_group_that_takes_nobody_more_are_seen(da
         replace(full(scheme, seq=3, **crowd), status=GroupStatus.CLOSED),
     )
     settled = full(scheme, seq=4, **crowd)
-    await open_groups(database, crowded, quiet, shut, settled)
+    exact = replace(
+        full(scheme, seq=5), capacity=quiet.seats_taken
+    )  # all seats are given, nobody came without
+    await open_groups(database, crowded, quiet, shut, settled, exact)
     waiting = fresh("member")
     await keep(
         database,
@@ -608,7 +611,7 @@ async def test_seats_that_are_kept_in_a_group_that_takes_nobody_more_are_seen(da
         while page := await store.crowded_seats(connection, after, 1):
             found |= page
             after = max(page)
-    mine = {crowded.group_id, quiet.group_id, shut.group_id, settled.group_id}
+    mine = {crowded.group_id, quiet.group_id, shut.group_id, settled.group_id, exact.group_id}
     assert {name: members for name, members in found.items() if name in mine} == {
         crowded.group_id: [waiting],
         settled.group_id: [],

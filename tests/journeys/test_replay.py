@@ -18,8 +18,8 @@ import yaml
 
 from services.cli import baskets, proof
 from services.cli.delivery import Delivery, ReplayError
-from services.cli.demo import Listener
 from services.cli.house import House, running
+from services.cli.listener import Listener
 from services.cli.replay import PROGRAMME, Outcome, replay
 from services.points.audit import audit
 from tests.support import apply_programme, defects, fresh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,16 +11,20 @@ from typing import Any, TypeVar
 
 import grpc
 from loyalty.cards.v1.cards_service_pb2_grpc import CardsServiceStub
+from loyalty.groups.v1.groups_service_pb2_grpc import GroupsServiceStub
+from loyalty.orders.v1.orders_service_pb2_grpc import OrdersServiceStub
+from loyalty.points.v1 import points_service_pb2 as points_pb
 from loyalty.points.v1.points_service_pb2_grpc import PointsServiceStub
 
 from services.chassis.clock import TestClock
 from services.cli import clockwork
-from services.cli.house import House
+from services.cli.house import POLL, House
 
 T = TypeVar("T")
 
 CALL_TIMEOUT = 10.0  # seconds
 SETTLE_TIMEOUT = 120.0  # seconds that a month of orders may take to expire
+PATIENCE = 60.0  # seconds that a story waits, in all, for what one service hears of another
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,9 @@ class Stage:
     house: House
     clock: TestClock
     points: PointsServiceStub
+    orders: OrdersServiceStub
     cards: CardsServiceStub
+    groups: GroupsServiceStub
 
     @property
     def now(self) -> datetime:
@@ -62,14 +69,41 @@ class Stage:
         """Calls with a deadline. Raises grpc.RpcError."""
         return method(request, timeout=CALL_TIMEOUT)
 
+    def available(self, member_id: str) -> int:
+        """The points that a member can spend: none while points know nothing of it."""
+        asked = points_pb.BatchGetBalancesRequest(member_ids=[member_id])
+        return sum(one.available for one in self.call(self.points.BatchGetBalances, asked).balances)
+
+
+class Patience:
+    """How long a story still waits."""
+
+    def __init__(self) -> None:
+        self._left = PATIENCE
+
+    def once(self, read: Callable[[], str], expected: str) -> str:
+        """What is read once it is as expected, or when patience is at its end."""
+        while (found := read()) != expected and self._left > 0:
+            time.sleep(POLL)
+            self._left -= POLL
+        return found
+
 
 @contextmanager
 def stage(house: House) -> Iterator[Stage]:
-    """A stage for as long as the block runs; the house runs both services, and has a test clock."""
+    """A stage for as long as the block runs; the house runs all services, and has a test clock."""
     assert house.clock is not None  # noqa: S101 - whoever plays started the house so
     where = house.describe()
     with (
         grpc.insecure_channel(where["points"]["grpc"]) as points,
         grpc.insecure_channel(where["cards"]["grpc"]) as cards,
+        grpc.insecure_channel(where["groups"]["grpc"]) as groups,
     ):
-        yield Stage(house, house.clock, PointsServiceStub(points), CardsServiceStub(cards))
+        yield Stage(
+            house,
+            house.clock,
+            PointsServiceStub(points),
+            OrdersServiceStub(points),
+            CardsServiceStub(cards),
+            GroupsServiceStub(groups),
+        )

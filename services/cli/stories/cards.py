@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -16,13 +15,11 @@ from loyalty.cards.v1.cards_events_pb2 import RefundDueReason
 from loyalty.orders.v1.orders_pb2 import Order
 from loyalty.points.v1 import points_service_pb2 as points_pb
 
-from services.cli.house import POLL
 from services.cli.place import refusal
-from services.cli.stories import Scene, Stage
+from services.cli.stories import Patience, Scene, Stage
 
 MEMBER = "ben"
 COLUMNS = ("to pay", "points", "besides", "saved")
-PATIENCE = 60.0  # seconds that the story waits, in all, for what points hear by event
 # What the brand adds to its rules for points once it sells cards: a bonus, and what the quarter promises.
 RULES = [
     {
@@ -111,7 +108,7 @@ class _Cardholder:
         self._of_cards, self._of_points = stage.cards, stage.points
         self._numbers = itertools.count(1)
         self._redeemed = 0  # in minor units
-        self._patience = PATIENCE
+        self._patience = Patience()
 
     def scene(self, what: str, said: tuple[str, str], expected: tuple[str, str, str]) -> Scene:
         """What an act told, the points once they are as expected, and what the cards say that they saved.
@@ -119,7 +116,7 @@ class _Cardholder:
         The last must be the sum of what was redeemed; the rest is expected as it is written.
         """
         to_pay, besides = said
-        points = self._once(lambda: str(self._points()), expected[1])
+        points = self._patience.once(lambda: str(self._stage.available(MEMBER)), expected[1])
         saved = _yuan(self._saved())
         return Scene(what, (to_pay, points, besides, saved), (*expected, _yuan(self._redeemed)))
 
@@ -194,7 +191,9 @@ class _Cardholder:
         """Asks what an order would earn, once points know of the cards what gives as much as expected."""
         order = self._order(pieces)
         asked = points_pb.QuoteEarnRequest(member_id=MEMBER, order=order)
-        answer = self._once(lambda: str(self._call(self._of_points.QuoteEarn, asked).points), str(expected))
+        answer = self._patience.once(
+            lambda: str(self._call(self._of_points.QuoteEarn, asked).points), str(expected)
+        )
         return _yuan(order.total_minor), f"would earn {answer}"
 
     # --- what it asks with --------------------------------------------------------------------------------
@@ -230,18 +229,6 @@ class _Cardholder:
         """What all cards say that they saved, in minor units."""
         asked = [pb.GetSavingsRequest(member_id=MEMBER, card_id=card.card_id) for card in self._cards()]
         return sum(self._call(self._of_cards.GetSavings, one).saved_minor for one in asked)
-
-    def _points(self) -> int:
-        """What can be spent: none while points know nothing of the member."""
-        asked = points_pb.BatchGetBalancesRequest(member_ids=[MEMBER])
-        return sum(one.available for one in self._call(self._of_points.BatchGetBalances, asked).balances)
-
-    def _once(self, read: Callable[[], str], expected: str) -> str:
-        """What is read once it is as expected, or when patience is at its end."""
-        while (found := read()) != expected and self._patience > 0:
-            time.sleep(POLL)
-            self._patience -= POLL
-        return found
 
 
 def _charge(order: Order, quote: pb.Quote) -> None:

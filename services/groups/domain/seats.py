@@ -100,8 +100,8 @@ class Group:
 
     @property
     def crowded(self) -> bool:
-        """Whether the platform takes nobody more, so that a seat that is kept is worth nothing."""
-        return self.members >= self.capacity
+        """Whether those who came without a seat left no room for those who have one and have yet to come."""
+        return self.overbooked > 0 and self.members >= self.capacity
 
     def enter(self) -> Group:
         """With one more member: on a seat if there is one to give, else overbooked."""

@@ -106,7 +106,10 @@ def upgrade() -> None:
         sa.Column(
             "crowded",
             sa.Boolean(),
-            sa.Computed("status = 'FULL'::text AND seats_taken + overbooked >= capacity", persisted=True),
+            sa.Computed(
+                "overbooked > 0 AND status = 'FULL'::text AND seats_taken + overbooked >= capacity",
+                persisted=True,
+            ),
             nullable=True,
         ),
         sa.CheckConstraint(

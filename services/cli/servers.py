@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -260,13 +261,18 @@ class Nats(Guarded):
         return server
 
 
+_GIVEN: deque[int] = deque(maxlen=1_000)  # ports that somebody may be about to listen on
+
+
 def free_port() -> int:
-    """Return a loopback TCP port that nothing listens on."""
+    """Return a loopback TCP port that nothing listens on, and that was not given to anybody lately."""
     for _ in range(PORT_TRIES):
         port = secrets.choice(PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((HOST, port))
-            return port
+            if port not in _GIVEN:
+                _GIVEN.append(port)
+                return port
     raise ServerError(f"no free port on {HOST} in {PORT_TRIES} tries")
 
 

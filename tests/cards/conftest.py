@@ -1,7 +1,4 @@
-"""A real database with the tables of the service, as its own role sees it; houses that run the service.
-
-They end with the folder: processes that wait for nothing still cost each worker a part of a core.
-"""
+"""A real database with the tables of the service, as its own role sees it; houses that run the service."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ from tests.support import Cards, defects
 MIGRATIONS = Path(tables.__file__).parent / "migrations"
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def cards_server() -> Iterator[Postgres]:
     """A server with a migrated database `cards`, which belongs to `cards_owner` and is served as `cards`."""
     with a_folder() as data, Postgres.start(data / "postgres", settings={"fsync": "off"}) as server:
@@ -51,7 +48,7 @@ def owner_url(server: Postgres) -> str:
     return server.url("cards", "cards_owner", "cards_owner")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def cards_url(cards_server: Postgres) -> str:
     """The database as the service's role; modules share it: a test knows its rows by names of its own."""
     return cards_server.url("cards", "cards", "cards")
@@ -65,7 +62,7 @@ async def database(cards_url: str) -> AsyncIterator[Database]:
     await database.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def houses(open_house: OpenHouse) -> Iterator[Callable[[str], House]]:
     """The houses that modules share, by front; each is opened once somebody wants it."""
     with a_folder() as folder, ExitStack() as stack:
@@ -95,7 +92,7 @@ def cards(house: House) -> Iterator[Cards]:
         yield cards
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def later(open_house: OpenHouse) -> Iterator[Cards]:
     """A channel into a house whose clock the tests move on, and where only calls post what is due.
 

@@ -15,7 +15,7 @@ from services.points import tables
 from tests.conftest import a_folder
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def url() -> Iterator[str]:
     """Where a migrated database is, which modules share: a test knows its rows by names of its own."""
     with a_folder() as data, Postgres.start(data / "postgres") as server:

@@ -1,7 +1,4 @@
-"""A real database with the tables of the service, as its own role sees it; houses that run the service.
-
-They end with the folder: processes that wait for nothing still cost each worker a part of a core.
-"""
+"""A real database with the tables of the service, as its own role sees it; houses that run the service."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ from tests.support import Groups, defects
 MIGRATIONS = Path(tables.__file__).parent / "migrations"
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def groups_server() -> Iterator[Postgres]:
     """A server with a migrated database `groups`, owned by `groups_owner` and served as `groups`."""
     with a_folder() as data, Postgres.start(data / "postgres", settings={"fsync": "off"}) as server:
@@ -51,7 +48,7 @@ def owner_url(server: Postgres) -> str:
     return server.url("groups", "groups_owner", "groups_owner")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def groups_url(groups_server: Postgres) -> str:
     """The database as the service's role; modules share it: a test knows its rows by names of its own."""
     return groups_server.url("groups", "groups", "groups")
@@ -65,7 +62,7 @@ async def database(groups_url: str) -> AsyncIterator[Database]:
     await database.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def houses(open_house: OpenHouse) -> Iterator[Callable[[str], House]]:
     """The houses that modules share, by front; each is opened once somebody wants it."""
     with a_folder() as folder, ExitStack() as stack:

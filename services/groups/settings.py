@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from typing import Self
-from zoneinfo import ZoneInfo
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.chassis.settings import ServiceSettings
+from services.chassis.settings import ServiceSettings, ZoneName
 
 
 class GroupsSettings(ServiceSettings):
@@ -16,7 +15,7 @@ class GroupsSettings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="GROUPS_", hide_input_in_errors=True)  # it may be a secret
 
-    time_zone: str = "Asia/Shanghai"
+    time_zone: ZoneName = "Asia/Shanghai"
     """IANA name of the programme's zone, in which days are counted; as that of the points."""
     currency_code: str = Field("CNY", pattern="^[A-Z]{3}$")
     """Of the orders that count in facts; orders in another currency are not kept."""
@@ -31,15 +30,6 @@ class GroupsSettings(ServiceSettings):
     """The EncodingAESKey, with which it seals them; 43 letters and digits."""
     wecom_url: str = Field("https://qyapi.weixin.qq.com", pattern=r"^(https://|http://127\.0\.0\.1[:/])")
     """Where WeCom is asked; another one for a gateway of your own."""
-
-    @field_validator("time_zone")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        try:
-            ZoneInfo(name)
-        except (KeyError, ValueError, OSError):
-            raise ValueError(f"{name!r} is no time zone") from None
-        return name
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

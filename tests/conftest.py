@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -14,28 +15,39 @@ from typing import Any
 import pytest
 
 from services.cli.house import House, running
+from tests.scheduling import ByPackage
 from tests.support import Points, apply_programme
 
 NOON = datetime(2026, 6, 15, 4, 0, tzinfo=UTC)  # 12:00 of a Monday in Shanghai
 FRONTS = ("grpcio", "native")
 # What a house keeps of itself before anything happens in it.
 KEPT = ("postgres", "secrets.json")
-
-# Begun first: whichever ran last would keep one worker busy while the others have nothing left to do.
-LONGEST = (
-    "tests/chaos/test_faults.py",
-    "tests/cli/test_commands.py",
-    "tests/journeys/test_cards_and_points.py",
-    "tests/points/test_ledger_machine.py",
-)
+TEMPLATE = pytest.StashKey[str]()
 
 OpenHouse = Callable[..., AbstractContextManager[House]]
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the modules that take longest in front, after everybody else has had their say on the order."""
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives all workers one folder for the template."""
+    workerinput = getattr(config, "workerinput", None)
+    if workerinput is not None:
+        config.stash[TEMPLATE] = workerinput["template"]
+        return
+    stack = ExitStack()
+    config.stash[TEMPLATE] = str(stack.enter_context(a_folder()))
+    config.add_cleanup(stack.close)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tells a worker which folder."""
+    node.workerinput["template"] = node.config.stash[TEMPLATE]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByPackage:
+    """Which worker runs what."""
+    return ByPackage(config, log)
 
 
 @contextmanager
@@ -60,12 +72,19 @@ def front(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def template() -> Iterator[Path]:
-    """The data folder of a house that was opened and closed: its cluster, its roles, its empty tables."""
-    with a_folder() as folder:
-        with running(folder):
-            pass
-        yield folder
+def template(pytestconfig: pytest.Config) -> Path:
+    """The data folder of a house that was opened and closed: its cluster, its roles, its empty tables.
+
+    Whichever worker wants it first makes it, for all of them.
+    """
+    folder = Path(pytestconfig.stash[TEMPLATE])
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "house").exists():
+            with running(folder / "new"):
+                pass
+            (folder / "new").rename(folder / "house")
+    return folder / "house"
 
 
 @pytest.fixture(scope="session")
@@ -76,11 +95,17 @@ def open_house(template: Path) -> OpenHouse:
     """
 
     @contextmanager
-    def opened(data: Path, services: Sequence[str] = ("points",), **asked: Any) -> Iterator[House]:
+    def opened(
+        data: Path,
+        services: Sequence[str] = ("points",),
+        *,
+        postgres_settings: Mapping[str, str] = {},
+        **asked: Any,
+    ) -> Iterator[House]:
         data.mkdir(parents=True, exist_ok=True)
         for kept in KEPT:
             subprocess.run(["cp", "-a", template / kept, data / kept], check=True)  # noqa: S607 - with its owner
-        settings = {"fsync": "off"}
+        settings = {"fsync": "off", "full_page_writes": "off", **postgres_settings}
         with running(data, services=services, migrate=False, postgres_settings=settings, **asked) as house:
             yield house
 

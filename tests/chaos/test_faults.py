@@ -18,7 +18,7 @@ from loyalty.orders.v1.orders_pb2 import OrderPaid
 from loyalty.points.v1 import points_service_pb2 as pb
 from loyalty.points.v1.points_events_pb2 import PointsPosted, TransferReturned
 
-from services.cli.house import House, running
+from services.cli.house import House
 from tests.chaos import deaths, storage, traffic
 from tests.chaos.journal import RETRIED, Client, Journal, Outcome, owner, until
 from tests.chaos.levers import (
@@ -42,7 +42,7 @@ from tests.chaos.proxy import Mode, Proxies
 from tests.chaos.site import Site, Strike
 from tests.chaos.storage import DEADLOCK_TIMEOUT, audited, small_disk
 from tests.chaos.transfers import Transfers
-from tests.conftest import NOON
+from tests.conftest import NOON, OpenHouse
 from tests.support import PROGRAMME, apply_programme, defects, fresh, order
 
 LOAD = 240  # commands
@@ -62,12 +62,10 @@ def front(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def house(data: Path, front: str) -> Iterator[House]:
+def house(data: Path, front: str, open_house: OpenHouse) -> Iterator[House]:
     """A house that the tests of this module may kill."""
     settings = {"deadlock_timeout": DEADLOCK_TIMEOUT}
-    with running(
-        data / front, test_clock=NOON, front=front, postgres_settings=settings, services=("points",)
-    ) as house:
+    with open_house(data / front, test_clock=NOON, front=front, postgres_settings=settings) as house:
         apply_programme(house, PROGRAMME | {"transfers_per_day": 10**12})
         yield house
         assert not defects(house), "a fault of what we stand on is no defect of ours"
@@ -509,8 +507,8 @@ async def test_a_connection_whose_other_end_vanished_is_given_up(
     await survives(house, journal, strike, *site.addresses())
 
 
-def test_a_full_disk_refuses_what_needs_room_and_loses_nothing(data: Path) -> None:
-    with running(data / "small", test_clock=NOON, services=("points",)) as house:
+def test_a_full_disk_refuses_what_needs_room_and_loses_nothing(data: Path, open_house: OpenHouse) -> None:
+    with open_house(data / "small", test_clock=NOON) as house:
         apply_programme(house)
         house.process("points").stop()
         with small_disk(house, data / "disk") as disk, between(house) as network:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,15 @@ from typing import Any, TypeVar
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from google.protobuf.message import Message
+from grpc import StatusCode
 from jwt.algorithms import OKPAlgorithm
 
 from services.cli.house import House
-from tests.support import Cards, Groups, Points
+from tests.contract import call, empty
+from tests.support import Caller, Cards, Groups, Points, Referral, refused
 
-C = TypeVar("C", Points, Cards, Groups)
+C = TypeVar("C", Points, Cards, Groups, Referral)
 
 
 @dataclass
@@ -80,3 +83,44 @@ def bad_tokens(issuer: Issuer) -> dict[str, list[str | None]]:
             jwt.encode(claims, "", algorithm="none", headers={"kid": "one"}),
         ],
     }
+
+
+# --- what holds for every method ----------------------------------------------------------------------
+
+
+def refuses_bad_tokens(issuer: Issuer, caller: Caller, method: str, request: Message) -> None:
+    """Asserts that a method opens to no bad token, and that the reason is given."""
+    kept = caller.metadata
+    for reason, bad in bad_tokens(issuer).items():
+        for token in bad:
+            caller.metadata = [("authorization", f"Bearer {token}")] if token else None
+            try:
+                with refused(StatusCode.UNAUTHENTICATED, reason):
+                    call(caller, method, request)
+            finally:
+                caller.metadata = kept
+
+
+def refuses_other_scopes(
+    caller: Caller, method: str, needed: str, request: Message, fingerprint: Callable[[], str]
+) -> None:
+    """Asserts that who lacks the scope is told so, before shape and existence; nothing may be written."""
+    before = fingerprint()
+    for each in (request, empty(method)):
+        with refused(StatusCode.PERMISSION_DENIED, "SCOPE_MISSING") as refusal:
+            call(caller, method, each)
+        assert refusal.metadata == {"scope": needed}
+    assert fingerprint() == before
+
+
+def refuses_other_members(
+    caller: Caller, method: str, mine: Message, another: Message, *, opened: bool
+) -> None:
+    """Asserts that a member's token opens a method for that member alone, or nobody if it is not opened.
+
+    `mine` is about the member, and `another` about another one.
+    """
+    reason = "MEMBER_MISMATCH" if opened else "MEMBER_TOKEN_REFUSED"
+    for request in (another,) if opened else (mine, another):
+        with refused(StatusCode.PERMISSION_DENIED, reason):
+            call(caller, method, request)

@@ -13,6 +13,7 @@ LONGEST = (
     "tests/cli/test_commands.py",
     "tests/journeys/test_replay.py",
     "tests/journeys/test_cards_and_points.py",
+    "tests/journeys/test_longest_chain.py",
 )
 # Packages whose modules share houses and databases, which each worker opens for itself.
 SHARING = frozenset({"points", "cards", "groups", "referral"})

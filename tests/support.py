@@ -21,6 +21,7 @@ from loyalty.orders.v1.orders_pb2 import Order
 from loyalty.orders.v1.orders_service_pb2_grpc import OrdersServiceStub
 from loyalty.points.v1 import points_service_pb2 as pb
 from loyalty.points.v1.points_service_pb2_grpc import PointsServiceStub
+from loyalty.referral.v1.referral_service_pb2_grpc import ReferralServiceStub
 
 from services.cli.house import House
 
@@ -183,6 +184,14 @@ class Groups(Caller):
     def __init__(self, house: House, token: str | None = None, *, service: str = "groups") -> None:
         super().__init__(house, token, service)
         self.groups = GroupsServiceStub(self.channel)
+
+
+class Referral(Caller):
+    """The referral service."""
+
+    def __init__(self, house: House, token: str | None = None, *, service: str = "referral") -> None:
+        super().__init__(house, token, service)
+        self.referral = ReferralServiceStub(self.channel)
 
 
 def apply_programme(house: House, programme: dict[str, Any] | None = None) -> pb.Programme:

@@ -52,12 +52,12 @@ from services.cards.errors import (
 from services.cards.rules import Products
 from services.cards.steps import Terms
 from services.chassis import pagination
+from services.chassis.asked import by_call, by_caller
 from services.chassis.auth import CALLER, Access, MemberAccess
 from services.chassis.clock import Clock, wall
 from services.chassis.database import Connection, Database, Row, shielded
 from services.chassis.errors import RequestIdReused, Violation
 from services.chassis.requests import payload_hash
-from services.chassis.telemetry import TRACEPARENT
 from services.chassis.timestamps import instant, timestamp
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -238,7 +238,7 @@ class CardsApi(CardsServiceServicer):
             member_id=member_id,
             request_id="",
             payload_hash=b"",
-            **_caller(),
+            **by_caller(),
             order_id=paid.order_id,
             channel=paid.channel,
             payment_id=paid.payment_id,
@@ -546,16 +546,7 @@ class CardsApi(CardsServiceServicer):
 
 
 def _common(method: str, request: Any) -> dict[str, Any]:
-    return {
-        "member_id": request.member_id,
-        "request_id": request.request_id,
-        "payload_hash": payload_hash(_CARDS + method, request),
-        **_caller(),
-    }
-
-
-def _caller() -> dict[str, Any]:
-    return {"actor": CALLER.get().subject, "traceparent": TRACEPARENT.get()}
+    return by_call(_CARDS + method, request)
 
 
 def _at_time(request: pb.CheckEntitlementsRequest | pb.QuoteOrderRequest) -> datetime | None:

@@ -23,7 +23,7 @@ from services.cards.domain.cards import Ending, Segment
 from services.cards.domain.payments import OrderStatus, RefundReason
 from services.cards.domain.renewals import NOTICE_DAYS, RenewalStatus
 from services.cards.domain.wallet import KeptCard, KeptOrder, KeptPayment
-from services.cards.store import OUTBOX_KEPT, rows
+from services.cards.store import rows
 from services.chassis.audit import (
     PREFETCH,
     READ_TIMEOUT,
@@ -36,6 +36,7 @@ from services.chassis.audit import (
 )
 from services.chassis.clock import from_micros, wall
 from services.chassis.database import Connection, Database, Row, Statement
+from services.chassis.retention import OUTBOX_KEPT
 
 MARGIN = timedelta(days=1)  # by which an event may outlive the kept range before its absence counts
 CLOCK_CHANGE = timedelta(hours=1)  # by which five local days may be shorter

@@ -27,7 +27,8 @@ from services.cards.errors import (
     RewardTakenBack,
 )
 from services.cards.rules import Compiled
-from services.cards.steps import Due, Step
+from services.cards.steps import Step
+from services.chassis.due import Due
 from services.chassis.errors import FailedPrecondition, NotFound
 from services.chassis.ids import new_id
 

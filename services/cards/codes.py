@@ -7,26 +7,19 @@ import hmac
 from collections import OrderedDict
 
 from services.cards.errors import TooManyCodes
+from services.chassis.codes import normalise, spell
 
 GUESSES = 10  # codes that nobody has, for one who claims, within
 GUESSED_WITHIN = 600.0  # seconds
 REMEMBERED = 10_000  # of those who guessed of late
 
 LENGTH = 20  # characters of five bits each
-ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's: no I, L, O, U
-_LOOK_ALIKES = str.maketrans("ILOU", "110V", " -")
 
 
 def make(key: bytes, order_id: str) -> str:
     """The claim code of an order: the first 100 bits of its HMAC-SHA256."""
     digest = hmac.digest(key, order_id.encode(), "sha256")
-    bits = int.from_bytes(digest) >> (len(digest) * 8 - LENGTH * 5)
-    return "".join(ALPHABET[bits >> shift & 31] for shift in range(5 * (LENGTH - 1), -1, -5))
-
-
-def normalise(typed: str) -> str:
-    """A code as `make` wrote it, whatever a person made of case, hyphens, spaces and look-alikes."""
-    return typed.upper().translate(_LOOK_ALIKES)
+    return spell(int.from_bytes(digest) >> (len(digest) * 8 - LENGTH * 5), LENGTH)
 
 
 def hash_of(typed: str) -> bytes:

@@ -10,21 +10,14 @@ from services.cards.domain.basket import Offer, Quote
 from services.cards.domain.payments import Payment
 from services.cards.domain.wallet import PaymentName
 from services.cards.rules import Bill
-from services.chassis.inbox import InboxKey
+from services.chassis.asked import Asked
 
 TIER = "tier"  # the fact that is the member's tier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """Something asked of one member. `event` is set where an event asks."""
-
-    member_id: str
-    request_id: str
-    payload_hash: bytes
-    actor: str
-    event: InboxKey | None = None
-    traceparent: str = ""
+class Command(Asked):
+    """Something asked of one member."""
 
 
 @dataclass(frozen=True, slots=True)

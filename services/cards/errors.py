@@ -214,9 +214,5 @@ class RewardTakenBack(FailedPrecondition):
     """The reward was taken back before it was given."""
 
 
-class AnswerErased(FailedPrecondition):
-    """This request was answered, and its answer erased with the member."""
-
-
 class NotificationRefused(PermissionDenied):
     """The notification is not what the pay channel signed."""

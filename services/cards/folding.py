@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from google.protobuf.message import Message
 
 from services.cards import chains, commands, orders, renewing, selling, using
 from services.cards.commands import Command, ConfirmPayment
-from services.cards.errors import AnswerErased, PaymentAlreadyTold
-from services.cards.steps import Due, Scene, Step
-from services.cards.store import Answered, Changes
-from services.chassis import outbox
-from services.chassis.errors import RequestIdReused, ServiceError
-from services.chassis.inbox import InboxKey
+from services.cards.errors import PaymentAlreadyTold
+from services.cards.steps import Scene, Step
+from services.cards.store import Changes
+from services.chassis import due, outbox
+from services.chassis.due import Due
+from services.chassis.errors import ServiceError
 
 Answer = bytes | ServiceError | None
 """What a call is answered with, serialized; None where nobody waits for more than that it is done."""
@@ -64,16 +65,8 @@ HANDLERS: Mapping[type[Command], Callable[[Step, Any], Message | None]] = {
 
 
 def settle(step: Step, since: datetime | None = None) -> None:
-    """Posts what has fallen due, in order of time, and notes what will be next.
-
-    `since` is when what is due now can have become so at the earliest: after a command, now.
-    """
-    while (due := min(_upcoming(step), key=lambda due: due.moment, default=None)) is not None:
-        if due.moment > step.at:
-            break
-        since = due.moment if since is None else max(since, due.moment)
-        due.post(since)
-    step.wallet.next_due_time = due.moment if due else None
+    """Posts what has fallen due, and notes when something will be next; `since` as in the chassis."""
+    step.wallet.next_due_time = due.settle(partial(_upcoming, step), step.at, since)
 
 
 def _upcoming(step: Step) -> Iterator[Due]:
@@ -101,71 +94,36 @@ class Fold:
 
     def answer(self, command: Command) -> Answer:
         """Folds one command over the state."""
-        event = command.event
-        if event is not None and event[:4] in self._seen.events:
-            return None
-        try:
-            answer = self._known(command)
-            if answer is None:
-                answer = self._apply(command)
-        except ServiceError as refusal:
-            return refusal
-        if event is not None:
-            self._had(event)
-        elif answer is not None:
-            self._remember(command.member_id, command.request_id, command.payload_hash, answer)
-        return answer
+        if isinstance(command, ConfirmPayment):
+            return self._seen.done.answer(command, self._confirm_payment)
+        return self._seen.done.answer(command, self._apply)
 
-    # --- first answers --------------------------------------------------------------------------------
-
-    def _known(self, command: Command) -> bytes | None:
-        """The first answer to a repeated request or payment; it comes before any rule."""
-        first = self._seen.answers.get((command.member_id, command.request_id))
-        if first is not None:
-            if first.payload_hash != command.payload_hash:
-                raise RequestIdReused(request_id=command.request_id)
-            return _body(first)
-        return self._told(command) if isinstance(command, ConfirmPayment) else None
-
-    def _told(self, command: ConfirmPayment) -> bytes | None:
+    def _confirm_payment(self, command: ConfirmPayment) -> bytes | None:
         """The first answer to a payment, under whatever request_id it was told.
 
         It is kept under the payment's own name too. Whose it is belongs to what was told of it.
         """
-        claim = self._seen.payment_claims.get(command.payment_name)
-        if claim is None:
-            return None
-        if claim.payload_hash != selling.body_hash(command):
-            raise PaymentAlreadyTold(channel=command.channel, payment_id=command.payment_id)
-        return _body(self._seen.answers[command.member_id, selling.own_name(command)])
-
-    def _remember(self, member_id: str, request_id: str, payload_hash: bytes, answer: bytes) -> None:
-        key = (member_id, request_id)
-        if key not in self._seen.answers:
-            self._seen.answers[key] = self.changes.answers[key] = Answered(payload_hash, answer)
-
-    def _had(self, event: InboxKey) -> None:
-        self._seen.events.add(event[:4])
-        self.changes.events.append(event)
-
-    # --- what is new ----------------------------------------------------------------------------------
+        claim, done = self._seen.payment_claims.get(command.payment_name), self._seen.done
+        member_id, own, body_hash = command.member_id, selling.own_name(command), selling.body_hash(command)
+        if claim is not None:
+            if claim.payload_hash != body_hash:
+                raise PaymentAlreadyTold(channel=command.channel, payment_id=command.payment_id)
+            return done.first(member_id, own, body_hash)
+        answer = self._apply(command)
+        assert answer is not None  # noqa: S101 - a payment is answered
+        done.remember(member_id, own, body_hash, answer)
+        return answer
 
     def _apply(self, command: Command) -> bytes | None:
         step = Step(self._scene, command)
-        due = step.wallet.next_due_time
-        if due is not None and due <= step.at:
+        next_due = step.wallet.next_due_time
+        if next_due is not None and next_due <= step.at:
             # It happened before this command; if the command is refused it waits for the next one.
             settle(step)
         message = HANDLERS[type(command)](step, command)
         settle(step, step.at)
         self._keep(step)
-        if message is None:
-            return None
-        answer = message.SerializeToString(deterministic=True)
-        if isinstance(command, ConfirmPayment):
-            own = selling.own_name(command)
-            self._remember(command.member_id, own, selling.body_hash(command), answer)
-        return answer
+        return None if message is None else message.SerializeToString(deterministic=True)
 
     def _keep(self, step: Step) -> None:
         """Makes what a command did part of the state."""
@@ -179,9 +137,3 @@ class Fold:
                 self._seen.slots[name] = slot
         self._scene.places |= step.places
         self.announcements += step.events
-
-
-def _body(first: Answered) -> bytes:
-    if first.body is None:
-        raise AnswerErased
-    return first.body

@@ -26,7 +26,8 @@ from services.cards.domain.products import Product
 from services.cards.domain.wallet import KeptOrder, Slot
 from services.cards.errors import ChainTooLong
 from services.cards.rules import Compiled
-from services.cards.steps import Due, Step, WindowName
+from services.cards.steps import Step, WindowName
+from services.chassis.due import Due
 from services.chassis.ids import new_id
 
 CARD_CHANGED = "CARD_CHANGED"  # why an upgrade ended whose card became another one

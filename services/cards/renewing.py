@@ -29,7 +29,8 @@ from services.cards.errors import (
     ProductWithdrawn,
     RenewalUnknown,
 )
-from services.cards.steps import Due, Step
+from services.cards.steps import Step
+from services.chassis.due import Due
 from services.chassis.ids import new_id
 
 

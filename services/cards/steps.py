@@ -7,7 +7,7 @@ ask for, `orders`, `using`, `chains` and `renewing` say in `upcoming`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
@@ -65,17 +65,6 @@ class Scene:
     at: datetime
     places: dict[WindowName, Places] = field(default_factory=dict)
     """Of the sales caps that were looked at, as the slots that are seen say."""
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """Something that the clock asks for at a moment. Once it is posted it is asked for no more.
-
-    It is posted with the moment: a later one where only then it came to be asked for.
-    """
-
-    moment: datetime
-    post: Callable[[datetime], None]
 
 
 class Step:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 from loyalty.orders.v1.orders_pb2 import OrderRefunded as BrandRefunded
 from loyalty.points.v1 import points_events_pb2 as points
@@ -22,16 +22,14 @@ from services.cards.commands import (
     LearnFact,
     OrderRefunded,
 )
-from services.chassis import subscriptions, telemetry
+from services.chassis import subscriptions
+from services.chassis.asked import by_event
 from services.chassis.consumer import Delivery, Outcome
-from services.chassis.ids import own_request_id
-from services.chassis.inbox import InboxKey
 from services.chassis.subscriptions import Readers, name_of
 from services.chassis.timestamps import instant
 
-CONSUMER = "cards"
-
 _OUR_ORDERS = "ord_"  # points are held for much else
+_common = partial(by_event, "cards")
 
 
 class Subscriptions:
@@ -48,20 +46,6 @@ class Subscriptions:
 def read(delivery: Delivery) -> Command | None:
     """The command that an event asks for; None if it asks for nothing here. Raises MalformedRequest."""
     return subscriptions.read(delivery, _READERS)
-
-
-def _common(delivery: Delivery, member_id: str) -> dict[str, Any]:
-    """What every command by event has."""
-    return {
-        "member_id": member_id,
-        "request_id": own_request_id(delivery.subject, delivery.source, delivery.event_id),
-        "payload_hash": b"",
-        "actor": delivery.source[:200],
-        "traceparent": telemetry.TRACEPARENT.get(),
-        "event": InboxKey(
-            member_id, CONSUMER, delivery.source, delivery.event_id, delivery.stream, delivery.stream_seq
-        ),
-    }
 
 
 # --- points -------------------------------------------------------------------------------------------

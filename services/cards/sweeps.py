@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any
 
 import structlog
 
@@ -18,14 +17,14 @@ from services.cards.batches import Batches
 from services.cards.commands import Command, ReturnGift, Settle
 from services.cards.domain.payments import HOLD_BEYOND
 from services.chassis import telemetry
+from services.chassis.asked import by_clock
 from services.chassis.clock import Clock
 from services.chassis.database import Database
-from services.chassis.ids import new_id
 from services.chassis.jobs import Job, Lease
 from services.chassis.retention import retention
 
 SETTLE_BATCH = 256  # members, and gifts, a step
-SETTLE_EVERY = 0.2  # seconds
+SETTLE_EVERY = 1.0  # seconds
 LOOK_EVERY = 3600.0  # seconds
 SETTLED_WITHIN = timedelta(days=1)  # after the points service gave the points back at the latest
 REFUNDED_WITHIN = timedelta(days=7)  # after it was announced that money has to be paid back
@@ -47,13 +46,7 @@ class Sweeps:
         return [
             Job("settle", SETTLE_EVERY, self._settle),
             Job("overdue", LOOK_EVERY, self._look),
-            retention(
-                self._database,
-                outbox=t.outbox,
-                outbox_kept=store.OUTBOX_KEPT,
-                inbox=t.inbox,
-                inbox_kept=store.INBOX_KEPT,
-            ),
+            retention(self._database, t.outbox, t.inbox),
         ]
 
     async def _settle(self, _lease: Lease) -> bool:
@@ -62,8 +55,8 @@ class Sweeps:
         async with self._database.read() as connection:
             members = await store.due_members(connection, now, SETTLE_BATCH)
             gifts = await store.unclaimed_gifts(connection, now, SETTLE_BATCH)
-        await self._post(Settle(**_by_clock(member)) for member in members)
-        await self._post(ReturnGift(**_by_clock(gift.giver_id), order_id=gift.order_id) for gift in gifts)
+        await self._post(Settle(**by_clock(member)) for member in members)
+        await self._post(ReturnGift(**by_clock(gift.giver_id), order_id=gift.order_id) for gift in gifts)
         more = SETTLE_BATCH in (len(members), len(gifts))
         if not more:
             self._clock.settled(now)
@@ -83,7 +76,3 @@ class Sweeps:
             if count:
                 log.warning("overdue", what=what, count=count, first=first)
         return False
-
-
-def _by_clock(member_id: str) -> dict[str, Any]:
-    return {"member_id": member_id, "request_id": new_id("~due"), "payload_hash": b"", "actor": "due"}

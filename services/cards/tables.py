@@ -12,12 +12,8 @@ from collections.abc import Mapping
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, ExcludeConstraint
 
-from services.chassis import columns
-from services.chassis.consumer import dead_letters_table
-from services.chassis.inbox import inbox_table
-from services.chassis.jobs import jobs_table
-from services.chassis.outbox import outbox_tables
-from services.chassis.requests import requests_table
+from services.chassis import columns, tables
+from services.chassis.answers import answers_table
 
 metadata = columns.schema()
 
@@ -297,16 +293,7 @@ rewards = sa.Table(
     sa.CheckConstraint("segment_id = '' OR card_id <> ''", name="rewards_of_a_card"),
 )
 
-# The first answer to each write, serialized.
-answers = sa.Table(
-    "answers",
-    metadata,
-    *columns.member_key(),
-    columns.key("request_id"),
-    sa.Column("payload_hash", sa.LargeBinary, nullable=False),
-    sa.Column("body", sa.LargeBinary),  # none once its member was erased
-    columns.instant("create_time"),
-)
+answers = answers_table(metadata)
 
 # Claims: what members may dispute with one another. Whoever is first has it.
 payment_claims = sa.Table(
@@ -368,19 +355,7 @@ products = sa.Table(
     sa.CheckConstraint("version > 0", name="products_version"),
 )
 
-meta = sa.Table(
-    "meta",
-    metadata,
-    sa.Column("only_row", sa.Boolean, primary_key=True, server_default=sa.true()),
-    sa.Column("epoch", sa.BigInteger, nullable=False, server_default="1"),
-    sa.CheckConstraint("only_row", name="meta_one_row"),
-)
-
-requests = requests_table(metadata)
-outbox, stream_erasures = outbox_tables(metadata)
-inbox = inbox_table(metadata)
-dead_letters = dead_letters_table(metadata)
-jobs = jobs_table(metadata)
+meta, requests, outbox, stream_erasures, inbox, dead_letters, jobs = tables.common(metadata)
 
 # What may change of a row once it is written; the rest is fact.
 CHANGING: Mapping[str, tuple[str, ...]] = {
@@ -415,15 +390,4 @@ GOING = ("members", "sales_slots")
 
 def grants(role: str) -> list[str]:
     """What the service's role may do: everything on the chassis's tables, and no change of a fact."""
-    return [
-        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
-        f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}",
-        f"REVOKE UPDATE, DELETE, TRUNCATE ON {', '.join(CHANGING)} FROM {role}",
-        f"GRANT DELETE ON {', '.join(GOING)} TO {role}",
-        *(
-            f"GRANT UPDATE ({', '.join(changing)}) ON {table} TO {role}"
-            for table, changing in CHANGING.items()
-            if changing
-        ),
-        f"REVOKE INSERT, UPDATE, DELETE ON meta, alembic_version FROM {role}",
-    ]
+    return tables.grants(role, CHANGING, GOING)

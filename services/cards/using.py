@@ -31,7 +31,8 @@ from services.cards.errors import (
     RedemptionUnknown,
 )
 from services.cards.rules import Bill, Compiled
-from services.cards.steps import Due, Step
+from services.cards.steps import Step
+from services.chassis.due import Due
 from services.chassis.ids import new_id
 
 Products = Mapping[tuple[str, int], Compiled]

@@ -21,7 +21,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from services.chassis import failpoints, streams, telemetry
 from services.chassis.clock import wall
-from services.chassis.database import Connection, Database, Statement
+from services.chassis.database import Connection, Database, Row, Statement
 from services.chassis.errors import INFRASTRUCTURE, Internal, ServiceError
 from services.chassis.ids import new_id
 from services.chassis.streams import STREAM_FAULTS
@@ -80,6 +80,12 @@ class DeadLetters:
 
     def __init__(self, table: sa.Table) -> None:
         self._bury = _bury(table)
+        prefix = sa.bindparam("prefix", type_=sa.LargeBinary)
+        self._erase = Statement(
+            sa.delete(table)
+            .where(sa.func.substr(table.c.body, 1, sa.func.length(prefix)) == prefix)
+            .returning(table.c.stream, table.c.stream_seq, table.c.event_id)
+        )
 
     async def bury(
         self,
@@ -106,6 +112,14 @@ class DeadLetters:
             message=streams.text(refusal.message),
             create_time=wall(),
         )
+
+    async def erase(self, connection: Connection, member_id: str) -> list[Row]:
+        """Drops a member's dead letters; returns stream, sequence and id of each.
+
+        They had no effect to find them by; but each begins with its member, field 1.
+        """
+        name = member_id.encode()
+        return await self._erase.fetch(connection, prefix=b"\x0a" + bytes([len(name)]) + name)
 
 
 class Consumer:

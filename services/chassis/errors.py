@@ -138,5 +138,9 @@ class RequestIdReused(AlreadyExists):
     """The request_id was used before, for something else."""
 
 
+class AnswerErased(FailedPrecondition):
+    """This request was answered, and its answer erased with the member."""
+
+
 class MalformedRequest(InvalidArgument):
     """The request breaks the contract."""

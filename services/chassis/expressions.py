@@ -17,6 +17,8 @@ from cel_expr_python import cel
 os.environ.setdefault("TZDIR", str(Path(tzdata.__file__).parent / "zoneinfo"))
 
 STRING = cel.Type.STRING
+INTEGER = cel.Type.INT
+BOOLEAN = cel.Type.BOOL
 STRINGS = cel.Type.List(STRING)
 TEXTS_BY_KEY = cel.Type.Map(STRING, STRING)
 TIMESTAMP = cel.Type.TIMESTAMP

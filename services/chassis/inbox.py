@@ -21,6 +21,7 @@ class InboxKey(NamedTuple):
     event_id: str
     stream: str
     stream_seq: int
+    """0 where the event is about another member: erasing this one leaves it in its stream."""
 
 
 def inbox_table(metadata: sa.MetaData) -> sa.Table:
@@ -55,7 +56,9 @@ class Inbox:
         self._add = Insert(table, *names, "stream", "stream_seq", "receive_time")
         self._of_member = Statement(
             sa.select(table.c.stream, table.c.stream_seq, table.c.event_id).where(
-                table.c.bucket == sa.bindparam("b"), table.c.member_id == sa.bindparam("member")
+                table.c.bucket == sa.bindparam("b"),
+                table.c.member_id == sa.bindparam("member"),
+                table.c.stream_seq > sa.literal_column("0"),
             )
         )
 
@@ -69,5 +72,5 @@ class Inbox:
         await self._add.rows(connection, [(bucket(key.member_id), *key, at) for key in keys])
 
     async def of_member(self, connection: Connection, member_id: str) -> list[Row]:
-        """Stream, sequence and id of every event that changed the member."""
+        """Stream, sequence and id of every event about the member that changed it."""
         return await self._of_member.fetch(connection, b=bucket(member_id), member=member_id)

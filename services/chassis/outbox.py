@@ -62,7 +62,7 @@ Make = Callable[[About, Any], Event]
 
 
 def announcement(
-    stream: str, about: About, kind: type[Message], *, names: str = "member_id", **fields: Any
+    stream: str, about: About, kind: type[Message], /, *, names: str = "member_id", **fields: Any
 ) -> Event:
     """An event about a member, or what else the field of these `names` says; `fields` are the others.
 

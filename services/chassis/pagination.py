@@ -41,12 +41,17 @@ def question(request: Message) -> bytes:
 
 
 def fill(
-    question: bytes, rows: Sequence[Row], size: int, key: str, make: Callable[[Row], Answer]
+    question: bytes,
+    rows: Sequence[Row],
+    size: int,
+    key: str | Callable[[Row], str],
+    make: Callable[[Row], Answer],
 ) -> tuple[list[Answer], str]:
     """The messages of a page, and the token of the next one, empty at the end.
 
-    `rows` are one more than `size` if there are more, `key` is the column that numbers or names them. A page
-    ends earlier, after at least one message, where the answer would grow over PAGE_BYTES.
+    `rows` are one more than `size` if there are more, `key` is the column that numbers or names them, or
+    makes a name of several. A page ends earlier, after at least one message, where the answer would grow over
+    PAGE_BYTES.
     """
     messages: list[Answer] = []
     room = PAGE_BYTES
@@ -56,8 +61,10 @@ def fill(
         if messages and room < 0:
             break
         messages.append(message)
-    more = len(messages) < len(rows)
-    return messages, make_token(question, rows[len(messages) - 1][key]) if more else ""
+    if len(messages) == len(rows):
+        return messages, ""
+    last = rows[len(messages) - 1]
+    return messages, make_token(question, last[key] if isinstance(key, str) else key(last))
 
 
 def make_token(question: bytes, last: int | str) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
 
 from services.chassis.database import Connection, Insert, Row, Statement, columns, insert_rows, rows_of
 from services.chassis.ids import bucket
 
 MEMBER = ("bucket", "member_id")
 Values = tuple[Any, ...]
+K = TypeVar("K")
+T = TypeVar("T")
 
 
 def given_members() -> tuple[sa.TableValuedAlias, Any]:
@@ -86,6 +89,74 @@ def _found(
     # OFFSET 0 keeps it one lookup after the other: a plan made for a small table would read all of it.
     found = sa.select(table).where(*matches).offset(sa.literal_column("0")).lateral()
     return sa.select(found).join_from(given, found, sa.true())
+
+
+class Gathered:
+    """Rows of a member table within one row, each column an array over them: all is of one instant."""
+
+    def __init__(self, table: sa.Table) -> None:
+        self._names = [column.name for column in table.columns if column.name not in MEMBER]
+        self._labels = [f"{table.name}_{name}" for name in self._names]
+        self.columns = [
+            sa.func.array_agg(table.c[name]).label(label)
+            for name, label in zip(self._names, self._labels, strict=True)
+        ]
+
+    def rows(self, row: Row) -> list[dict[str, Any]]:
+        """The rows within a row."""
+        if row[self._labels[0]] is None:
+            return []
+        arrays = [row[label] for label in self._labels]
+        return [dict(zip(self._names, values, strict=True)) for values in zip(*arrays, strict=True)]
+
+
+class Lockable:
+    """Rows of a table that are locked by their keys, which are its first columns, and made if need be."""
+
+    def __init__(self, table: sa.Table) -> None:
+        key = list(table.primary_key.columns)
+        given = rows_of(**{column.name: column.type for column in key})
+        self._lock = Statement(
+            sa.select(table)
+            .join_from(given, table, sa.and_(*(column == given.c[column.name] for column in key)))
+            .order_by(*key)
+            .with_for_update(of=table)
+        )
+        sorted_keys = sa.select(*given.c[: len(key)]).order_by(*given.c[: len(key)])
+        self._add = Statement(
+            insert(table)
+            .from_select([column.name for column in key], sorted_keys)
+            .on_conflict_do_nothing()
+            .returning(*key)
+        )
+
+    async def lock(self, connection: Connection, wanted: Sequence[Values]) -> tuple[list[Row], list[Row]]:
+        """Locks the rows of these keys, which are sorted; returns them, and those that had to be made.
+
+        Most are there: only where some are not does it take a second and a third statement. Rows are made
+        after the locks are taken, so two processes that make the same ones wait for each other in the order
+        of the keys; where that fails, PostgreSQL ends one, and its items run singly.
+        """
+        rows = await self._lock.fetch_rows(connection, wanted)
+        there = {tuple(row)[: len(wanted[0])] for row in rows}
+        missing = [key for key in wanted if key not in there]
+        made = await self._add.fetch_rows(connection, missing)
+        return rows + await self._lock.fetch_rows(connection, missing), made
+
+
+def dropping(table: sa.Table) -> Statement:
+    """Deletes rows, given by their keys."""
+    key = list(table.primary_key.columns)
+    given = rows_of(**{column.name: column.type for column in key})
+    return Statement(sa.delete(table).where(*(column == given.c[column.name] for column in key)))
+
+
+def replaced(was: Mapping[K, T], now: Mapping[K, T]) -> Iterator[tuple[K, T | None, T]]:
+    """What is not the same object any more, by name, with what it was."""
+    for key, record in now.items():
+        known = was.get(key)
+        if record is not known:
+            yield key, known, record
 
 
 class Changed(NamedTuple):

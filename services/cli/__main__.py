@@ -21,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from services.chassis.errors import ServiceError
-from services.cli import apply, chats, clockwork, events, export, sites, tokens
+from services.cli import apply, chats, clockwork, desk, events, export, sites, tokens
 from services.cli.clockwork import instant
 from services.cli.house import POLL, SERVICES, House, running
 from services.cli.place import DEFAULT, Failure, HouseOption, JsonOption, err, find, refusal
@@ -34,6 +34,7 @@ app.add_typer(clockwork.app, name="clock")
 app.add_typer(export.app, name="export")
 app.add_typer(events.app, name="events")
 app.add_typer(chats.app, name="groups")
+app.add_typer(desk.app, name="referral")
 app.add_typer(sites.app, name="sites")
 
 # Their help and options are their own; their imports need the extra `house`, other commands do not.

@@ -1,8 +1,8 @@
 """`loyalty apply`: a brand's programme from a file, checked whole, shown as a diff, put once.
 
 Each top-level key is a service's part: `points` has its programme, `cards` its products, `groups` its own
-programme, sites and schemes. A part that is not in the file stays as it is, and so does a product, site or
-scheme that the file does not name: to end its sale, withdraw it.
+programme, sites and schemes, `referral` its campaigns. A part that is not in the file stays as it is, and so
+does a product, site, scheme or campaign that the file does not name: to end its sale, withdraw or close it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from loyalty.cards.v1 import cards_service_pb2 as cards_pb
 from loyalty.groups.v1 import groups_service_pb2 as groups_pb
 from loyalty.points.v1 import points_service_pb2 as points_pb
+from loyalty.referral.v1 import referral_service_pb2 as referral_pb
 
 from services.cli.place import (
     Cards,
@@ -36,15 +37,17 @@ from services.cli.place import (
     HouseOption,
     JsonOption,
     Points,
+    Referral,
     cards,
     groups,
     points,
+    referral,
     refusal,
 )
 
-SERVICES = ("points", "cards", "groups")
+SERVICES = ("points", "cards", "groups", "referral")
 OUTPUT_ONLY = ("version", "create_time", "update_time")
-PAGE = 1_000  # products, or schemes, read at once
+PAGE = 1_000  # products, schemes or campaigns read at once
 _TRUTHS = {"true": True, "false": False}
 
 
@@ -136,6 +139,8 @@ def apply(
                 changes += against_products(channels.enter_context(cards(house)), drafts["cards"])
             if "groups" in drafts:
                 changes += against_groups(channels.enter_context(groups(house)), drafts["groups"])
+            if "referral" in drafts:
+                changes += against_campaigns(channels.enter_context(referral(house)), drafts["referral"])
             outcomes = put(changes, file, dry_run=dry_run)
     except Faulty as failure:
         if as_json:
@@ -292,6 +297,26 @@ def _put_scheme(
     return service.call(service.stub.PutScheme, request)
 
 
+def against_campaigns(service: Referral, drafts: Sequence[Draft]) -> Iterator[Change]:
+    """Campaigns beside their newest versions."""
+    newest: dict[str, referral_pb.Campaign] = {}
+    request = referral_pb.ListCampaignsRequest(page_size=PAGE, include_closed=True)
+    while True:
+        page = service.call(service.stub.ListCampaigns, request)
+        newest |= {campaign.campaign_id: campaign for campaign in page.campaigns}
+        if not page.next_page_token:
+            break
+        request.page_token = page.next_page_token
+    for draft in drafts:
+        before = newest.get(draft.said.campaign_id, referral_pb.Campaign())
+        yield Change(draft, before, partial(_put_campaign, service, draft.said))
+
+
+def _put_campaign(service: Referral, campaign: referral_pb.Campaign, **how: Any) -> referral_pb.Campaign:
+    request = referral_pb.PutCampaignRequest(campaign=campaign, **how)
+    return service.call(service.stub.PutCampaign, request)
+
+
 def difference(name: str, before: Any, after: Message) -> str:
     """A unified diff of what the two say; when it holds counts only if `after` says so."""
     ignored = {*OUTPUT_ONLY, "effective_time"} - {field.name for field, _ in after.ListFields()}
@@ -320,7 +345,12 @@ class Reader:
 
     def drafts(self) -> dict[str, list[Draft]]:
         """What the file says, by service. Raises Faulty."""
-        read = {"points": self._programme, "cards": self._products, "groups": self._groups}
+        read = {
+            "points": self._programme,
+            "cards": self._products,
+            "groups": self._groups,
+            "referral": self._campaigns,
+        }
         drafts = {name: list(read[name](node)) for name, node in self._parts().items()}
         if self._faults:
             raise Faulty(self._faults)
@@ -368,6 +398,11 @@ class Reader:
             yield from self._listed(parts["sites"], "sites", groups_pb.Site, "site_id", "groups/site")
         if "schemes" in parts:
             yield from self._listed(parts["schemes"], "schemes", groups_pb.Scheme, "scheme_id", "groups")
+
+    def _campaigns(self, node: yaml.Node) -> Iterator[Draft]:
+        parts = self._fields(node, ("campaigns",))
+        campaigns = parts.get("campaigns", node)
+        yield from self._listed(campaigns, "campaigns", referral_pb.Campaign, "campaign_id", "referral")
 
     def _fields(self, node: yaml.Node, known: Sequence[str]) -> dict[str, yaml.Node]:
         """What a part has under the names that it may have."""
@@ -451,7 +486,7 @@ def _is_nested(field: Any) -> bool:
 def located(draft: Draft, file: Path, path: str, text: str) -> Fault:
     """A service's fault, with the line of the deepest node that its path leads to."""
     node, line = draft.node, _line(draft.node)
-    path = path.partition(".")[2]  # the request calls the draft `programme` or `product`
+    path = path.partition(".")[2]  # the request calls the draft `programme`, `product` or so
     for name, index in re.findall(r"(\w+)(?:\[(\d+)\])?", path):
         pair = next(((k, v) for k, v in _pairs(node) if k.value == name), None)
         if pair is None:

@@ -1,4 +1,4 @@
-"""`loyalty demo`: a real month and three stories through the whole house, and the proof that all is right."""
+"""`loyalty demo`: a real month and four stories through the whole house, and the proof that all is right."""
 
 from __future__ import annotations
 
@@ -29,22 +29,34 @@ from services.chassis.audit import Report
 from services.cli import baskets, replay
 from services.cli.house import House
 from services.cli.listener import Listener
-from services.cli.stories import Scene, Stage, cards, groups, points, stage
+from services.cli.stories import Scene, Stage, cards, groups, points, referral, stage
 from services.groups import audit as of_groups
 from services.points import audit as of_points
+from services.referral import audit as of_referral
 
 EVE = datetime(2016, 12, 31, 4, 0, tzinfo=UTC)  # where the clock stands when the programme is put
 MONTH = (date(2017, 1, 1), date(2017, 1, 31))
 SHOWN = 12  # events printed of each stream, and faults
-AUDITS = {"points": of_points.audit, "cards": of_cards.audit, "groups": of_groups.audit}
+AUDITS = {
+    "points": of_points.audit,
+    "cards": of_cards.audit,
+    "groups": of_groups.audit,
+    "referral": of_referral.audit,
+}
 # Whose events are printed of what each service told.
-HEROES = {"points": (points.MEMBER,), "cards": (cards.MEMBER,), "groups": groups.MEMBERS}
+HEROES = {
+    "points": (points.MEMBER,),
+    "cards": (cards.MEMBER,),
+    "groups": groups.MEMBERS,
+    "referral": referral.MEMBERS,
+}
 BANK = replay.PROGRAMME.with_name("china-merchants-bank.yaml")
 # The check that sees every event which a service wrote.
 WRITTEN = {
     "points": of_points.CHECKS["outbox"],
     "cards": of_cards.CHECKS["events"],
     "groups": of_groups.CHECKS["events"],
+    "referral": of_referral.CHECKS["events"],
 }
 # What is printed of an event, where it has that.
 TELLING = (
@@ -55,15 +67,18 @@ TELLING = (
     "paid_minor",
     "saved_minor",
     "refund_minor",
+    "code",
+    "step_id",
+    "qualified_count",
 )
 
 
 def command(
     programme: Annotated[
-        Path, typer.Option(help="The programme, the cards on sale, and the groups.")
+        Path, typer.Option(help="The programme, the cards on sale, the groups, and the campaigns.")
     ] = replay.PROGRAMME,
 ) -> None:
-    """Run one real month and three stories on servers of their own, verify all, and print what came out."""
+    """Run one real month and four stories on servers of their own, verify all, and print what came out."""
     stamina.instrumentation.set_on_retry_hooks([])
     console = Console()
     started = time.monotonic()
@@ -71,7 +86,7 @@ def command(
         Path(folder).chmod(0o755)  # PostgreSQL does not run as root: its user must get in
         house = House(Path(folder), services=tuple(AUDITS))
         try:
-            with _step(console, "Starting PostgreSQL, NATS, points, cards and groups"):
+            with _step(console, "Starting PostgreSQL, NATS, and all services"):
                 house.start(EVE)
             with stage(house) as on:
                 played = _play(console, on, programme)
@@ -97,11 +112,12 @@ class Played:
     ann: Sequence[Scene]
     ben: Sequence[Scene]
     cleo_and_dora: Sequence[Scene]
+    emma_and_felix: Sequence[Scene]
 
     @property
     def scenes(self) -> Sequence[Scene]:
         """Of all stories."""
-        return [*self.ann, *self.ben, *self.cleo_and_dora]
+        return [*self.ann, *self.ben, *self.cleo_and_dora, *self.emma_and_felix]
 
 
 def _play(console: Console, on: Stage, programme: Path) -> Played:
@@ -124,14 +140,16 @@ def _play(console: Console, on: Stage, programme: Path) -> Played:
     with _step(console, "490 guests of a store, and a bank's customer, find their groups"):
         bank = yaml.safe_load(BANK.read_text(encoding="utf-8"))
         cleo_and_dora = list(groups.play(on, said["groups"], bank["groups"]))
+    with _step(console, "Another brings friends, who are worth a card and a fan level; a customer, others"):
+        emma_and_felix = list(referral.play(on, said, bank))
     with _step(console, "A year passes: everybody is told what expires, and it does"):
         ann += points.a_year_later(on)
-    return Played(first, second, month_end, ann, ben, cleo_and_dora)
+    return Played(first, second, month_end, ann, ben, cleo_and_dora, emma_and_felix)
 
 
 def with_stories(rules: Mapping[str, Any]) -> dict[str, Any]:
-    """A programme of points, and what it says besides once there are cards and groups."""
-    return {**rules, "earn_rules": [*rules["earn_rules"], *cards.RULES, *groups.RULES]}
+    """A programme of points, and what it says besides once there is all else."""
+    return {**rules, "earn_rules": [*rules["earn_rules"], *cards.RULES, *groups.RULES, *referral.RULES]}
 
 
 def put_programme(on: Stage, request_id: str, rules: Mapping[str, Any]) -> None:
@@ -220,6 +238,7 @@ def _print(console: Console, played: Played, proofs: Mapping[str, Proof], second
     console.print(_scenes(f"What {points.MEMBER} owned after", points.COLUMNS, played.ann))
     console.print(_scenes(f"What {cards.MEMBER} bought, used and gave back", cards.COLUMNS, played.ben))
     console.print(_scenes("Where they were seated", groups.COLUMNS, played.cleo_and_dora))
+    console.print(_scenes("What their friends brought them", referral.COLUMNS, played.emma_and_felix))
     console.print(_table(_figures(played, proofs) | {"seconds in all": seconds}))
     for fault in faults(played, proofs)[:SHOWN]:
         console.print(f"[red]{fault}")
@@ -248,7 +267,7 @@ def _scenes(title: str, columns: Sequence[str], scenes: Iterable[Scene]) -> Tabl
 
 def _figures(played: Played, proofs: Mapping[str, Proof]) -> dict[str, int]:
     first = played.first
-    books, passes, chats = (proofs[service].report.totals for service in AUDITS)
+    books, passes, chats, bonds = (proofs[service].report.totals for service in AUDITS)
     return {
         "members": books["members"],
         "orders": first.orders,
@@ -268,6 +287,8 @@ def _figures(played: Played, proofs: Mapping[str, Proof]) -> dict[str, int]:
         "benefits used": passes["redemptions"],
         "groups": chats["groups"],
         "memberships": chats["memberships"],
+        "friends brought": bonds["attributions"],
+        "rewards": bonds["rewards"],
         "scenes that came out otherwise": sum(not scene.right for scene in played.scenes),
         "audit findings": sum(len(f) for proof in proofs.values() for _, _, f in proof.report.lines),
         **{f"events of {service} published": proof.written for service, proof in proofs.items()},
@@ -277,7 +298,7 @@ def _figures(played: Played, proofs: Mapping[str, Proof]) -> dict[str, int]:
 
 
 def _table(figures: Mapping[str, int]) -> Table:
-    table = Table(title="\nOne month, and three stories", show_header=False)
+    table = Table(title="\nOne month, and four stories", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     for name, value in figures.items():

@@ -22,7 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.chassis.clock import TestClock
 from services.cli.servers import HOST, Guarded, Nats, Postgres, ServerError, free_port
 
-SERVICES = ("points", "cards", "groups")
+SERVICES = ("points", "cards", "groups", "referral")
 OWN_SECRETS = {"cards": ("gift_code_key",)}  # settings of services that nobody else knows
 POLL = 0.05  # seconds between looks
 START_TIMEOUT = 180.0  # seconds until a service must be ready; one that ends before is noticed at once

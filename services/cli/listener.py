@@ -13,6 +13,7 @@ from google.protobuf.message_factory import GetMessageClass
 from loyalty.cards.v1 import cards_events_pb2 as _cards_events_pb2  # noqa: F401 - known to the pool
 from loyalty.groups.v1 import groups_events_pb2 as _groups_events_pb2  # noqa: F401 - known to the pool
 from loyalty.points.v1 import points_events_pb2 as _points_events_pb2  # noqa: F401 - known to the pool
+from loyalty.referral.v1 import referral_events_pb2 as _referral_events_pb2  # noqa: F401 - known to the pool
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 

@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 from loyalty.cards.v1.cards_service_pb2_grpc import CardsServiceStub
 from loyalty.groups.v1.groups_service_pb2_grpc import GroupsServiceStub
 from loyalty.points.v1.points_service_pb2_grpc import PointsServiceStub
+from loyalty.referral.v1.referral_service_pb2_grpc import ReferralServiceStub
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from rich.console import Console
@@ -53,7 +54,7 @@ HouseOption = Annotated[
     typer.Option(
         "--house",
         envvar="LOYALTY_HOUSE",
-        help="Data folder of the house; without it what POINTS_…, CARDS_…, GROUPS_… say, or .loyalty.",
+        help="Data folder of the house; without it what POINTS_…, CARDS_… and so on say, or .loyalty.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -103,6 +104,7 @@ class Service(Generic[Stub]):
 Points = Service[PointsServiceStub]
 Cards = Service[CardsServiceStub]
 Groups = Service[GroupsServiceStub]
+Referral = Service[ReferralServiceStub]
 
 
 def points(house: Path | None) -> AbstractContextManager[Points]:
@@ -118,6 +120,11 @@ def cards(house: Path | None) -> AbstractContextManager[Cards]:
 def groups(house: Path | None) -> AbstractContextManager[Groups]:
     """The groups service of the house."""
     return _service(house, "groups", GroupsServiceStub)
+
+
+def referral(house: Path | None) -> AbstractContextManager[Referral]:
+    """The referral service of the house."""
+    return _service(house, "referral", ReferralServiceStub)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from loyalty.groups.v1 import groups_service_pb2 as pb
 from loyalty.groups.v1.groups_service_pb2_grpc import GroupsServiceServicer
 
 from services.chassis import pagination
+from services.chassis.asked import by_call, by_caller
 from services.chassis.auth import CALLER, Access, MemberAccess, authorise
 from services.chassis.clock import Clock, wall
 from services.chassis.database import Connection, Database, Row, shielded
@@ -20,7 +21,6 @@ from services.chassis.errors import Internal, ServiceError, Violation
 from services.chassis.gather import MAX_BATCH
 from services.chassis.ids import bucket, own_request_id
 from services.chassis.requests import payload_hash
-from services.chassis.telemetry import TRACEPARENT
 from services.chassis.timestamps import instant, timestamp
 from services.groups import closing, events, opening, putting, rules, service, store
 from services.groups.batches import Batches
@@ -635,16 +635,7 @@ class GroupsApi(GroupsServiceServicer):
 
 
 def _common(method: str, request: Any) -> dict[str, Any]:
-    return {
-        "member_id": request.member_id,
-        "request_id": request.request_id,
-        "payload_hash": payload_hash(_GROUPS + method, request),
-        **_caller(),
-    }
-
-
-def _caller() -> dict[str, Any]:
-    return {"actor": CALLER.get().subject, "traceparent": TRACEPARENT.get()}
+    return by_call(_GROUPS + method, request)
 
 
 def _assignment(request: pb.AssignMemberRequest) -> AssignMember:
@@ -734,7 +725,7 @@ def _corrections(
 
     def about(member_id: str) -> dict[str, Any]:
         named = own_request_id("reconciled", caller, request.request_id, member_id)
-        common = {"member_id": member_id, "request_id": named, "payload_hash": b"", **_caller()}
+        common = {"member_id": member_id, "request_id": named, "payload_hash": b"", **by_caller()}
         return {**common, "group_id": request.group_id, "occur_time": occur_time}
 
     for member_id in found.missing:

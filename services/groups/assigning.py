@@ -242,21 +242,21 @@ def as_assignment(command: GrantReward) -> AssignMember:
     )
 
 
-def grant(step: Step, command: GrantReward) -> pb.AssignMemberResponse:
-    """Gives a seat as a reward, once, or announces why not. Raises Again."""
+def grant(step: Step, command: GrantReward) -> pb.AssignMemberResponse | None:
+    """Gives a seat as a reward, once, or announces why not: then it can be asked for again. Raises Again."""
     had = step.profile.active(command.scheme_id)
     try:
-        if (command.member_id, claw_back_name(command.reward_id)) in step.scene.seen.answers:
+        if (command.member_id, claw_back_name(command.reward_id)) in step.scene.seen.done.answers:
             raise RewardTakenBack
         assign(step, as_assignment(command))
     except (FailedPrecondition, NotFound) as refusal:
         step.announce(events.fulfilment_refused, (command.reward_id, refusal.reason))
-    else:
-        membership = step.profile.active(command.scheme_id)
-        assert membership is not None  # noqa: S101 - or it is refused
-        if had is None:  # else the seat is not the reward's to take back
-            step.keep(replace(membership, reward_id=command.reward_id))
-        step.announce(events.reward_fulfilled, (command.reward_id, membership))
+        return None
+    membership = step.profile.active(command.scheme_id)
+    assert membership is not None  # noqa: S101 - or it is refused
+    if had is None:  # else the seat is not the reward's to take back
+        step.keep(replace(membership, reward_id=command.reward_id))
+    step.announce(events.reward_fulfilled, (command.reward_id, membership))
     return pb.AssignMemberResponse()
 
 

@@ -28,13 +28,14 @@ from services.chassis.audit import (
 )
 from services.chassis.clock import from_micros, wall
 from services.chassis.database import Connection, Database, Row, Statement
+from services.chassis.retention import OUTBOX_KEPT
 from services.groups import events, rules, store
 from services.groups import tables as t
 from services.groups.domain.profile import RULE, MembershipStatus, Profile
 from services.groups.domain.seats import GroupStatus
 from services.groups.rules import CompiledProgramme, Rulebook
 from services.groups.settings import GroupsSettings
-from services.groups.store import OUTBOX_KEPT, rows
+from services.groups.store import rows
 
 MARGIN = timedelta(days=1)  # by which an event may outlive the kept range before its absence counts
 DAY, TICK = timedelta(days=1), timedelta(microseconds=1)
@@ -43,7 +44,7 @@ CHECKS = {
     "members": "every row has its member or its group, and can be read",
     "active": "a member's memberships in a scheme are numbered, and none but the last is active",
     "due": "what is due of a member next is what its seats and tags say",
-    "facts": "the tags that follow are those that the rules give for the orders that were told",
+    "facts": "the tags that follow, and what is added up, are those that the orders that were told give",
     "seats": "a group has as many members as it counts, on no more seats than it has",
     "places": "every active membership is in a group of its scheme and place",
     "series": "groups of a series are numbered without a gap",
@@ -295,6 +296,9 @@ class _Audit:
         if not (profile.orders or profile.tags or profile.facts):  # nobody told anything of it
             return
         self._found.seen["facts"] += 1
+        anew = profile.past.anew(profile.purchases())
+        what = f"has a past of {profile.past}, and its orders give {anew}"
+        self._found.expect("facts", profile.past == anew, profile.member_id, what)
         compiled = self._terms.programme
         at = self._last_look(profile)
         known = rules.known(profile, compiled.programme, at, self._terms.zone)

@@ -28,9 +28,14 @@ class Batches:
         self.wake = wake
         self._posts: Gather[Asked, Answer] = Gather("posts", self._post)
 
-    async def post(self, command: Command) -> bytes | None:
-        """Writes a command, with others; what it lacks in a batch the next one has. Raises its refusal."""
+    async def post(self, command: Command, lacks: Again | None = None) -> bytes | None:
+        """Writes a command, with others; what it lacks in a batch the next one has. Raises its refusal.
+
+        `lacks` is what is known to be lacking before the first.
+        """
         asked = Asked(command)
+        if lacks is not None:
+            asked = asked.again(lacks)
         for _ in range(TRIES):
             answer = await self._posts.submit(asked)
             if not isinstance(answer, Again):

@@ -5,21 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from services.chassis.inbox import InboxKey
+from services.chassis.asked import Asked
 from services.groups.domain.coordinates import Point
 from services.groups.domain.profile import Ending, Tag
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """Something asked of one member. `event` is set where an event asks."""
-
-    member_id: str
-    request_id: str
-    payload_hash: bytes
-    actor: str
-    event: InboxKey | None = None
-    traceparent: str = ""
+class Command(Asked):
+    """Something asked of one member."""
 
 
 # --- groups -------------------------------------------------------------------------------------------

@@ -134,7 +134,3 @@ class TagTimePast(FailedPrecondition):
 
 class RewardTakenBack(FailedPrecondition):
     """The reward was taken back before it was given."""
-
-
-class AnswerErased(FailedPrecondition):
-    """This request was answered, and its answer erased with the member."""

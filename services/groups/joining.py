@@ -8,10 +8,11 @@ from functools import partial
 
 from loyalty.groups.v1 import groups_service_pb2 as pb
 
+from services.chassis.due import Due
 from services.groups import events, moving
 from services.groups.commands import JoinGroup, LapseSeat, LeaveGroup
 from services.groups.domain.profile import Ending, LapseReason, Membership, MembershipStatus
-from services.groups.steps import Due, Step
+from services.groups.steps import Step
 
 
 def join(step: Step, command: JoinGroup) -> pb.JoinGroupResponse:

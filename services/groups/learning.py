@@ -14,7 +14,7 @@ from services.groups.domain.profile import Basis, KeptOrder, Profile
 from services.groups.domain.schemes import Scheme, SchemeKind
 from services.groups.domain.seats import Group, SeriesName
 from services.groups.domain.sites import Site
-from services.groups.steps import Scene, Step, together
+from services.groups.steps import Again, Scene, Step, together
 
 FRESH = timedelta(days=1)  # later than that after it was paid, an order is no occasion to offer anything
 
@@ -32,6 +32,9 @@ def order_told(step: Step, command: OrderTold) -> None:
         amount_minor=command.amount_minor,
     )
     step.keep(told)
+    profile = step.profile
+    if told.purchase is not None and profile.past.holds(told.purchase):
+        profile.past = profile.past.add([told.purchase])
     tagging.evaluate(step)
     _offer(step, command)
 
@@ -41,8 +44,21 @@ def refund_told(step: Step, command: RefundTold) -> None:
     kept = step.profile.orders.get(command.order_id) or KeptOrder(order_id=command.order_id)
     if command.refund_id in kept.refunds:
         return
-    step.keep(replace(kept, refunds={**kept.refunds, command.refund_id: command.amount_minor}))
+    refunded = replace(kept, refunds={**kept.refunds, command.refund_id: command.amount_minor})
+    step.keep(refunded)
+    if kept.purchase is not None and step.profile.past.holds(kept.purchase):
+        _refunded_late(step.profile, kept, refunded)
     tagging.evaluate(step)
+
+
+def _refunded_late(profile: Profile, kept: KeptOrder, refunded: KeptOrder) -> None:
+    """Adds the past up anew, where a purchase of it counts no longer. Raises Again."""
+    was, now = kept.purchase, refunded.purchase
+    if was is None or now is None or was.counts == now.counts:
+        return
+    if not profile.whole:  # it was told in this batch
+        raise Again(facts=True)
+    profile.past = profile.past.anew(profile.purchases())
 
 
 def learn(step: Step, command: LearnFact) -> None:

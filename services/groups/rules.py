@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeVar
 from zoneinfo import ZoneInfo
 
@@ -27,6 +27,7 @@ from services.chassis.expressions import (
     Text,
     Vocabulary,
 )
+from services.chassis.expressions import Facts as Values
 from services.chassis.timestamps import instant
 from services.groups.domain import facts
 from services.groups.domain.calendar import Occasion, Recurrence
@@ -83,18 +84,24 @@ class Known:
         self.cards = cards
         self.city = city
         self.failed = 0
-        self._values = _MEMBERS.facts(
+
+    @cached_property
+    def _values(self) -> Values:
+        """As CEL takes it; of many who are looked at, nothing is asked."""
+        return _MEMBERS.facts(
             {
-                "facts": facts_message(member_facts),
-                "tags": dict(tags),
-                "tier": tier,
-                "cards": list(cards),
-                "city": city,
+                "facts": facts_message(self.facts),
+                "tags": dict(self.tags),
+                "tier": self.tier,
+                "cards": list(self.cards),
+                "city": self.city,
             }
         )
 
     def with_tags(self, tags: Mapping[str, str]) -> Known:
         """The same member with other tags."""
+        if tags == self.tags:
+            return self
         return Known(self.facts, tags, self.tier, self.cards, self.city)
 
     def meets(self, condition: Expression, name: str) -> bool:
@@ -120,9 +127,7 @@ class Known:
 
 def facts_of(profile: Profile, programme: Programme, at: datetime, zone: ZoneInfo) -> Facts:
     """What follows from a member's orders."""
-    purchases = (order.purchase for order in profile.orders.values())
-    told = [purchase for purchase in purchases if purchase is not None]
-    return facts.facts_of(told, at, zone, programme.horizon_days)
+    return facts.facts_of(profile.recent(), at, zone, programme.horizon_days, profile.past)
 
 
 def facts_message(found: Facts) -> pb.Facts:
@@ -141,12 +146,13 @@ def facts_message(found: Facts) -> pb.Facts:
 
 def known(profile: Profile, programme: Programme, at: datetime, zone: ZoneInfo) -> Known:
     """What conditions read of a member at an instant."""
+    recent = profile.recent()
     return Known(
-        facts_of(profile, programme, at, zone),
+        facts.facts_of(recent, at, zone, programme.horizon_days, profile.past),
         {tag.key: tag.value for tag in profile.tags.values() if tag.holds(at)},
         profile.facts.get(TIER, ""),
         cards_of(profile),
-        city_of(profile),
+        facts.city_of(recent, profile.past),
     )
 
 
@@ -157,8 +163,7 @@ def cards_of(profile: Profile) -> list[str]:
 
 def city_of(profile: Profile) -> str:
     """The city of the latest order that names one."""
-    told = ((o.paid_time, o.order_id, o.city) for o in profile.orders.values() if o.paid_time and o.city)
-    return max(told, default=(None, "", ""))[2]
+    return facts.city_of(profile.recent(), profile.past)
 
 
 # --- schemes ------------------------------------------------------------------------------------------

@@ -141,17 +141,6 @@ def _loaded(profile: Profile) -> Profile:
     return profile
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
-    """Something that the clock asks for at a moment. Once it is posted it is asked for no more.
-
-    It is posted with the moment: a later one where only then it came to be asked for.
-    """
-
-    moment: datetime
-    post: Callable[[datetime], None]
-
-
 class Work:
     """What is done to groups, over what is seen of them; nothing comes of it until it is kept."""
 

@@ -11,10 +11,10 @@ from loyalty.orders.v1.orders_pb2 import OrderPaid, OrderRefunded, Refund
 from loyalty.points.v1 import points_events_pb2 as points
 from loyalty.referral.v1 import referral_events_pb2 as referral
 
-from services.chassis import subscriptions, telemetry
+from services.chassis import subscriptions
+from services.chassis.asked import by_event
 from services.chassis.consumer import Delivery, Outcome
 from services.chassis.ids import own_request_id
-from services.chassis.inbox import InboxKey
 from services.chassis.subscriptions import Readers, name_of
 from services.chassis.timestamps import instant
 from services.groups.assigning import claw_back_name
@@ -22,9 +22,8 @@ from services.groups.batches import Batches
 from services.groups.commands import ClawBack, Command, GrantReward, LearnFact, OrderTold, RefundTold
 from services.groups.domain.profile import CARD, EVERYTHING, TIER
 
-CONSUMER = "groups"
-
 STRATUM, KOL = "stratum", "kol"  # a tag, unless a caller or a rule of the programme says otherwise
+_common = partial(by_event, "groups")
 
 
 class Subscriptions:
@@ -38,21 +37,6 @@ class Subscriptions:
         """Applies each event once; answers None, or the error that says what to do with the message."""
         read = partial(subscriptions.read, readers=self._readers)
         return await subscriptions.apply(deliveries, read, self._batches.post)
-
-
-def _common(delivery: Delivery, member_id: str, request_id: str = "") -> dict[str, Any]:
-    """What every command by event has."""
-    own = own_request_id(delivery.subject, delivery.source, delivery.event_id)
-    return {
-        "member_id": member_id,
-        "request_id": request_id or own,
-        "payload_hash": b"",
-        "actor": delivery.source[:200],
-        "traceparent": telemetry.TRACEPARENT.get(),
-        "event": InboxKey(
-            member_id, CONSUMER, delivery.source, delivery.event_id, delivery.stream, delivery.stream_seq
-        ),
-    }
 
 
 # --- the brand ----------------------------------------------------------------------------------------

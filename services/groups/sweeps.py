@@ -7,33 +7,39 @@ the lease next goes on from there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
 import structlog
 
 from services.chassis import telemetry
+from services.chassis.asked import by_clock
 from services.chassis.clock import Clock
 from services.chassis.database import Connection, Database
-from services.chassis.ids import new_id
+from services.chassis.ids import bucket
 from services.chassis.jobs import Job, Lease
 from services.chassis.retention import retention
-from services.groups import opening, store
+from services.groups import opening, service, store, tagging
 from services.groups import tables as t
 from services.groups.batches import Batches
 from services.groups.closing import MOVED_WITHIN
 from services.groups.commands import Command, LapseSeat, MoveOut, Reevaluate, Settle
 from services.groups.domain.seats import DissolveReason, Group, GroupStatus
 from services.groups.service import Lore
+from services.groups.steps import Again, Scene
+from services.groups.store import Evaluation
 
 SETTLE_BATCH = 256  # members a step
 GROUPS_BATCH = 64  # groups a step, whose series are locked
 LEAVING_PAGE = 256  # groups that are looked at at once
 CROWDED_BATCH = 16  # groups a step
-SETTLE_EVERY = 0.2  # seconds
+SETTLE_EVERY = 1.0  # seconds
 CROWDED_EVERY = 5.0  # seconds: it reads every member of a crowded group
 EVALUATE_EVERY = 1.0  # seconds
+EVALUATE_PAGE = 1024  # members a step
+LOOKS = 32  # members after which others get their turn
+OTHERS_END = 3.0  # seconds, less than a lease
+OTHERS_POLL = 0.02  # seconds
 
 log = structlog.get_logger()
 
@@ -47,6 +53,7 @@ class Sweeps:
         self._lore = lore
         self._batches = batches
         self._crowded_after = ""
+        self._begun: tuple[str, str, int] | None = None  # the job over all members that is at work
 
     def jobs(self) -> list[Job]:
         """Each claimed by one replica at a time."""
@@ -54,13 +61,7 @@ class Sweeps:
             Job("settle", SETTLE_EVERY, self._settle),
             Job("crowded", CROWDED_EVERY, self._give_seats_up),
             Job("evaluate", EVALUATE_EVERY, self._evaluate),
-            retention(
-                self._database,
-                outbox=t.outbox,
-                outbox_kept=store.OUTBOX_KEPT,
-                inbox=t.inbox,
-                inbox_kept=store.INBOX_KEPT,
-            ),
+            retention(self._database, t.outbox, t.inbox),
         ]
 
     # --- what falls due -------------------------------------------------------------------------------
@@ -78,7 +79,7 @@ class Sweeps:
         for group in closing:
             await self._dissolve(group, now)
         await self._announce(announcing, now)
-        await self._post(Settle(**_by_clock(member)) for member in due)
+        await self._post(Settle(**by_clock(member)) for member in due)
         left = await self._move_out(now)
         more = GROUPS_BATCH in (len(closing), len(announcing)) or SETTLE_BATCH in (len(due), left)
         if not more:
@@ -107,7 +108,7 @@ class Sweeps:
         """Takes members out of groups that are closed or dissolved; says how many it tried."""
         async with self._database.read() as connection:
             leaving = await self._leaving(connection, now)
-        await self._post(MoveOut(**_by_clock(member), group_id=group_id) for member, group_id in leaving)
+        await self._post(MoveOut(**by_clock(member), group_id=group_id) for member, group_id in leaving)
         return len(leaving)
 
     async def _leaving(self, connection: Connection, now: datetime) -> list[tuple[str, str]]:
@@ -152,7 +153,7 @@ class Sweeps:
         async with self._database.read() as connection:
             seats = await store.crowded_seats(connection, self._crowded_after, CROWDED_BATCH)
         await self._post(
-            LapseSeat(**_by_clock(member), group_id=group_id)
+            LapseSeat(**by_clock(member), group_id=group_id)
             for group_id, members in seats.items()
             for member in members
         )
@@ -163,38 +164,79 @@ class Sweeps:
     # --- whom a change concerns -----------------------------------------------------------------------
 
     async def _evaluate(self, _lease: Lease) -> bool:
-        """Looks anew at the next members of the oldest job over all members; says whether more wait."""
+        """Looks anew at the next members of the oldest job over all members; says whether more wait.
+
+        Most stay as they are, which is seen without a lock. So nobody else may still go by what was in force
+        before: what began earlier is waited for once.
+        """
         async with self._database.read() as connection:
             evaluation = next(iter(await store.open_evaluations(connection, 1)), None)
             if evaluation is None:
                 return False
-            page = await store.member_page(connection, evaluation.after, SETTLE_BATCH)
-        await self._post(Reevaluate(**_by_clock(member)) for _, member in page)
-        telemetry.EVALUATED.inc(len(page))
-        last = len(page) < SETTLE_BATCH
+            if evaluation.name != self._begun:
+                if not await _others_end(connection):
+                    return True
+                self._begun = evaluation.name
+            # No `snapshot`, which has no timeouts: whoever takes over would wait for ours.
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                scene = await service.scene(connection, self._lore, self._clock.now())
+                members = await store.profile_page(connection, evaluation.after, EVALUATE_PAGE)
+        scene.seen.profiles = members
+        await self._look_anew(scene)
+        await self._advance(evaluation, list(members))
+        return True
+
+    async def _look_anew(self, scene: Scene) -> None:
+        """Posts those of whom something would change, a batch at a time: calls are to get in between.
+
+        While the database writes one, the members of the next are looked at.
+        """
+        changing: dict[Command, Again] = {}
+        posted = asyncio.ensure_future(self._post(()))
+        try:
+            for number, member in enumerate(scene.seen.profiles, 1):
+                command = Reevaluate(**by_clock(member))
+                lacked = tagging.foreseen(scene, command)
+                if lacked is not None:
+                    changing[command] = lacked
+                if len(changing) == SETTLE_BATCH:
+                    await posted
+                    posted, changing = asyncio.ensure_future(self._post(changing, changing)), {}
+                elif number % LOOKS == 0:
+                    await asyncio.sleep(0)
+        finally:
+            await posted
+        await self._post(changing, changing)
+
+    async def _advance(self, evaluation: Evaluation, members: Sequence[str]) -> None:
+        """Notes how far a job over all members has come."""
+        telemetry.EVALUATED.inc(len(members))
+        last = len(members) < EVALUATE_PAGE
+        after = (bucket(members[-1]), members[-1]) if members else evaluation.after
+        end = self._clock.now() if last else None
         async with self._database.begin() as connection:
-            mine = await store.advance_evaluation(
-                connection,
-                evaluation,
-                page[-1] if page else evaluation.after,
-                len(page),
-                self._clock.now() if last else None,
-            )
+            mine = await store.advance_evaluation(connection, evaluation, after, len(members), end)
         if mine and last:
             log.info(
                 "evaluated",
                 kind=evaluation.kind,
                 subject=evaluation.subject_id,
                 version=evaluation.version,
-                members=evaluation.done + len(page),
+                members=evaluation.done + len(members),
             )
-        return True
 
     # --- what they share ------------------------------------------------------------------------------
 
-    async def _post(self, commands: Iterable[Command]) -> None:
-        await asyncio.gather(*(self._batches.post(command) for command in commands))
+    async def _post(self, commands: Iterable[Command], lacks: Mapping[Command, Again] = {}) -> None:
+        posts = (self._batches.post(command, lacks.get(command)) for command in commands)
+        await asyncio.gather(*posts)
 
 
-def _by_clock(member_id: str) -> dict[str, Any]:
-    return {"member_id": member_id, "request_id": new_id("~due"), "payload_hash": b"", "actor": "due"}
+async def _others_end(connection: Connection) -> bool:
+    """Waits, for some time, until what the service's processes have begun by now has ended."""
+    since = await store.database_time(connection)
+    for _ in range(round(OTHERS_END / OTHERS_POLL)):
+        if not await store.older_transactions(connection, since):
+            return True
+        await asyncio.sleep(OTHERS_POLL)
+    return False

@@ -12,12 +12,8 @@ from collections.abc import Mapping
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from services.chassis import columns
-from services.chassis.consumer import dead_letters_table
-from services.chassis.inbox import inbox_table
-from services.chassis.jobs import jobs_table
-from services.chassis.outbox import outbox_tables
-from services.chassis.requests import requests_table
+from services.chassis import columns, tables
+from services.chassis.answers import answers_table
 
 metadata = columns.schema()
 
@@ -48,6 +44,10 @@ members = sa.Table(
     # value that holds no longer.
     sa.Column("facts", JSONB, nullable=False, server_default="{}"),
     sa.Column("left_groups", JSONB, nullable=False, server_default="{}"),  # {group_id: when, in ISO format}
+    # Orders that were paid before `past_until`, added up: {stores: {store_id: [orders, first, last]}, city:
+    # [when, order_id, city]}, times in ISO format.
+    sa.Column("past", JSONB, nullable=False, server_default="{}"),
+    columns.instant("past_until", nullable=True),
     columns.instant("offer_time", nullable=True),
     columns.instant("evaluate_time", nullable=True),
     columns.instant("next_due_time", nullable=True),
@@ -157,17 +157,10 @@ orders = sa.Table(
         "paid_time IS NOT NULL OR (amount_minor = 0 AND store_id = '' AND city = '')", name="orders_told"
     ),
 )
+# Facts are computed from those since the member's past.
+sa.Index("orders_by_time", orders.c.bucket, orders.c.member_id, orders.c.paid_time)
 
-# The first answer to each write, serialized.
-answers = sa.Table(
-    "answers",
-    metadata,
-    *columns.member_key(),
-    columns.key("request_id"),
-    sa.Column("payload_hash", sa.LargeBinary, nullable=False),
-    sa.Column("body", sa.LargeBinary),  # none once its member was erased
-    columns.instant("create_time"),
-)
+answers = answers_table(metadata)
 
 # --- groups -------------------------------------------------------------------------------------------
 
@@ -348,23 +341,14 @@ evaluations = sa.Table(
 )
 sa.Index("evaluations_open", evaluations.c.start_time, postgresql_where=evaluations.c.end_time.is_(None))
 
-meta = sa.Table(
-    "meta",
-    metadata,
-    sa.Column("only_row", sa.Boolean, primary_key=True, server_default=sa.true()),
-    sa.Column("epoch", sa.BigInteger, nullable=False, server_default="1"),
-    sa.CheckConstraint("only_row", name="meta_one_row"),
-)
-
-requests = requests_table(metadata)
-outbox, stream_erasures = outbox_tables(metadata)
-inbox = inbox_table(metadata)
-dead_letters = dead_letters_table(metadata)
-jobs = jobs_table(metadata)
+meta, requests, outbox, stream_erasures, inbox, dead_letters, jobs = tables.common(metadata)
 
 # What may change of a row once it is written; the rest is fact.
 CHANGING: Mapping[str, tuple[str, ...]] = {
-    "members": ("version", "facts", "left_groups", "offer_time", "evaluate_time", "next_due_time"),
+    "members": (
+        *("version", "facts", "left_groups", "past", "past_until", "offer_time", "evaluate_time"),
+        "next_due_time",
+    ),
     "memberships": (
         *("group_id", "anchor", "site_id", "status", "basis", "entry_source", "cell", "distance_m"),
         *("assign_time", "seat_expire_time", "join_time", "arrive_time", "end_time", "ending"),
@@ -393,16 +377,4 @@ GOING = ("members", "tags", "orders")
 
 def grants(role: str) -> list[str]:
     """What the service's role may do: everything on the chassis's tables, and no change of a fact."""
-    return [
-        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
-        f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}",
-        f"REVOKE UPDATE, DELETE, TRUNCATE ON {', '.join(CHANGING)} FROM {role}",
-        f"GRANT DELETE ON {', '.join(GOING)} TO {role}",
-        *(
-            f"GRANT UPDATE ({', '.join(changing)}) ON {table} TO {role}"
-            for table, changing in CHANGING.items()
-            if changing
-        ),
-        f"REVOKE INSERT ON geography FROM {role}",
-        f"REVOKE INSERT, UPDATE, DELETE ON meta, alembic_version FROM {role}",
-    ]
+    return [*tables.grants(role, CHANGING, GOING), f"REVOKE INSERT ON geography FROM {role}"]

@@ -7,7 +7,7 @@ alone changes what is known; and when a scheme or the programme was put.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -15,16 +15,19 @@ from typing import Any
 
 from loyalty.groups.v1 import groups_service_pb2 as pb
 
+from services.chassis.due import Due
 from services.chassis.errors import FailedPrecondition
 from services.groups import assigning, events, moving, rules, seating
 from services.groups.commands import Reevaluate, TagMember, UntagMember
 from services.groups.domain import facts
+from services.groups.domain.facts import Purchase
 from services.groups.domain.profile import RULE, Basis, Ending, Membership, MoveReason, Tag
 from services.groups.domain.schemes import Scheme, SchemeKind, Segment, ThresholdLost
+from services.groups.domain.seats import Group
 from services.groups.errors import TagDerived, TagTimePast, TooManyTags
 from services.groups.events import Retagged
 from services.groups.rules import CompiledScheme
-from services.groups.steps import Due, Step, together
+from services.groups.steps import Again, Scene, Step, together
 
 TAGS = 200  # that callers may set of a member
 
@@ -71,6 +74,23 @@ def reevaluate(step: Step, _command: Reevaluate) -> None:
 # --- looking at a member ------------------------------------------------------------------------------
 
 
+def foreseen(scene: Scene, command: Reevaluate) -> Again | None:
+    """What a look at a member, as it is seen unlocked, would lack; None where it would change nothing.
+
+    Who stays as it is needs neither a lock nor a write: with whatever is asked of the member at the same
+    time, by the same schemes and programme, it is as if the look had come first.
+    """
+    profile = scene.seen.profiles[command.member_id]
+    if profile.next_due_time is not None and profile.next_due_time <= scene.at:
+        return Again()
+    step = Step(scene, command)
+    try:
+        evaluate(step)
+    except Again as lacked:
+        return lacked
+    return None if step.profile == profile and not step.events else Again()
+
+
 def evaluate(step: Step, before: Mapping[str, Tag] | None = None) -> list[Retagged]:
     """Looks at the member: its tags, its groups, and when the next look is due. Raises Again.
 
@@ -84,7 +104,9 @@ def evaluate(step: Step, before: Mapping[str, Tag] | None = None) -> list[Retagg
     if changes:
         step.announce(events.tags_changed, changes)
     _reseat(step, known.with_tags({key: one.value for key, one in profile.tags.items()}))
-    profile.evaluate_time = _next_look(step)
+    recent = profile.recent()
+    profile.evaluate_time = _next_look(step, recent)
+    profile.past = facts.aged(profile.past, recent, step.at, step.zone)
     return changes
 
 
@@ -97,11 +119,11 @@ def _saying(one: Tag | None) -> Any:
     return one and (one.value, one.source, one.expire_time)
 
 
-def _next_look(step: Step) -> datetime | None:
+def _next_look(step: Step, recent: Sequence[Purchase]) -> datetime | None:
     """When time alone changes what is known: facts at local midnight, and tags when they end."""
-    purchases = [order.purchase for order in step.profile.orders.values() if order.purchase is not None]
-    midnight = facts.next_change(purchases, step.at, step.zone, step.programme.horizon_days)
-    ends = [one.expire_time for one in step.profile.tags.values()]
+    profile, horizon_days = step.profile, step.programme.horizon_days
+    midnight = facts.next_change(recent, step.at, step.zone, horizon_days, profile.past)
+    ends = [one.expire_time for one in profile.tags.values()]
     return min((at for at in (midnight, *ends) if at is not None), default=None)
 
 
@@ -161,7 +183,11 @@ def _follow(step: Step, current: Membership, segment: Segment) -> None:
     """Moves a membership to the groups of the segment that the member is in."""
     if current.anchor == segment.segment_id:
         return
-    group = seating.find(step, (current.scheme_id, segment.segment_id))
+    both: list[Callable[[], Group | None]] = [  # where it goes and what it leaves are asked for at once
+        partial(seating.find, step, (current.scheme_id, segment.segment_id)),
+        partial(step.group_of, current),
+    ]
+    group, _ = together(both)
     if group is not None:
         moving.move(step, current, group, MoveReason.TAGS_CHANGED, basis=Basis.SEGMENT)
 

@@ -67,6 +67,8 @@ def of_members(asked: Sequence[Asked], scene: Scene) -> Wanted:
             wanted.requests.add((command.member_id, assigning.claw_back_name(command.reward_id)))
         if one.facts or _needs_facts(command, scene):
             wanted.facts_of.add(command.member_id)
+        if isinstance(command, OrderTold | RefundTold):
+            wanted.orders.add((command.member_id, command.order_id))
     return wanted
 
 
@@ -129,7 +131,7 @@ async def of_series(connection: Connection, asked: Sequence[Asked], scene: Scene
 
     Before the locks it looks which series have a seat, where that decides which of them are locked.
     """
-    fresh = [one for one in asked if not _known(one.command, scene)]
+    fresh = [one for one in asked if not scene.seen.done.has(one.command)]
     heads = await store.groups(connection, _unnamed_groups(fresh, scene))
     plans = [_plan(one, scene, heads) for one in fresh]
     looked = {series for plan in plans for series in _looked_at(plan)}
@@ -147,12 +149,6 @@ async def of_series(connection: Connection, asked: Sequence[Asked], scene: Scene
     if any(isinstance(one.command, MoveOut) for one in fresh):
         wanted.moves_on = scene.at.astimezone(scene.terms.zone).date()
     return wanted
-
-
-def _known(command: Command, scene: Scene) -> bool:
-    """Whether it was done before."""
-    had = command.event is not None and command.event[:4] in scene.seen.events
-    return had or (command.member_id, command.request_id) in scene.seen.answers
 
 
 def _unnamed_groups(asked: Iterable[Asked], scene: Scene) -> set[str]:

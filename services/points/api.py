@@ -19,6 +19,7 @@ from loyalty.points.v1 import points_service_pb2 as pb
 from loyalty.points.v1.points_service_pb2_grpc import PointsServiceServicer
 
 from services.chassis import pagination
+from services.chassis.asked import by_call
 from services.chassis.auth import CALLER, Access, MemberAccess, authorise
 from services.chassis.clock import Clock, wall
 from services.chassis.database import Connection, Database, Row, shielded
@@ -454,15 +455,10 @@ class BrandApi(OrdersServiceServicer, ActivitiesServiceServicer):
 
 
 def _common(method: str, request: Any) -> dict[str, Any]:
-    caller = CALLER.get()
     return {
-        "member_id": request.member_id,
-        "request_id": request.request_id,
-        "payload_hash": payload_hash(method, request),
-        "actor": caller.subject,
+        **by_call(method, request),
         "occur_time": _occur_time(request) if "occur_time" in request.DESCRIPTOR.fields_by_name else None,
-        "may_backdate": caller.has(ADMIN),
-        "traceparent": TRACEPARENT.get(),
+        "may_backdate": CALLER.get().has(ADMIN),
     }
 
 

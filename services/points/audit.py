@@ -17,6 +17,7 @@ from services.chassis.audit import READ_TIMEOUT, STEP, Findings, Report, Rows, b
 from services.chassis.clock import from_micros, wall
 from services.chassis.database import Connection, Database, Row
 from services.chassis.errors import ServiceError
+from services.chassis.retention import OUTBOX_KEPT
 from services.points import events, store
 from services.points import tables as t
 from services.points.domain.ledger import (
@@ -35,7 +36,6 @@ from services.points.domain.refunds import Refund, Refunded
 from services.points.domain.reversal import Past
 from services.points.rules import Programme, compile_programme
 from services.points.spending import SENT
-from services.points.store import OUTBOX_KEPT
 
 MARGIN = timedelta(days=1)  # by which an event may outlive the kept range before its absence counts
 

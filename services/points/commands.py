@@ -6,24 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from services.chassis.inbox import InboxKey
+from services.chassis.asked import Asked
 from services.points.domain.ledger import Fact, Unit
 from services.points.domain.refunds import Refund
 from services.points.rules import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """Something asked of one member. `event` is set where an event asks."""
+class Command(Asked):
+    """Something asked of one member."""
 
-    member_id: str
-    request_id: str
-    payload_hash: bytes
-    actor: str
     occur_time: datetime | None = None
     may_backdate: bool = False
-    event: InboxKey | None = None
-    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,10 @@ from loyalty.orders.v1.orders_pb2 import OrderPaid, OrderRefunded
 from loyalty.points.v1 import points_events_pb2 as points
 from loyalty.referral.v1 import referral_events_pb2 as referral
 
-from services.chassis import subscriptions, telemetry
+from services.chassis import subscriptions
+from services.chassis.asked import by_event
 from services.chassis.consumer import Delivery, Outcome
 from services.chassis.ids import own_request_id
-from services.chassis.inbox import InboxKey
 from services.chassis.subscriptions import Readers, name_of
 from services.chassis.timestamps import instant
 from services.points import events
@@ -38,8 +38,6 @@ from services.points.commands import (
 )
 from services.points.domain.ledger import Fact, Unit
 from services.points.rules import Source, read_activity, read_order, read_refund
-
-CONSUMER = "points"
 
 
 class Subscriptions:
@@ -65,17 +63,9 @@ def _common(
     delivery: Delivery, member_id: str, business_id: str, payload_hash: bytes = b""
 ) -> dict[str, Any]:
     """What every command by event has. Its own request_id stands for what happened, not for the message."""
-    return {
-        "member_id": member_id,
-        "request_id": own_request_id(delivery.subject, business_id),
-        "payload_hash": payload_hash,
-        "actor": delivery.source[:200],
-        "may_backdate": True,  # a late event is a fact all the same
-        "traceparent": telemetry.TRACEPARENT.get(),
-        "event": InboxKey(
-            member_id, CONSUMER, delivery.source, delivery.event_id, delivery.stream, delivery.stream_seq
-        ),
-    }
+    own = own_request_id(delivery.subject, business_id)
+    asked = by_event("points", delivery, member_id, own, payload_hash)
+    return {**asked, "may_backdate": True}  # a late event is a fact all the same
 
 
 # --- the brand ----------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from services.chassis.asked import by_clock
 from services.chassis.clock import Clock
 from services.chassis.database import Database
-from services.chassis.ids import new_id
 from services.chassis.jobs import Job, Lease
 from services.chassis.retention import retention
 from services.points import store
@@ -15,7 +15,7 @@ from services.points.batches import Batches
 from services.points.commands import Settle
 
 SETTLE_BATCH = 256  # members a step
-SETTLE_EVERY = 0.2  # seconds
+SETTLE_EVERY = 1.0  # seconds
 
 
 class Sweeps:
@@ -30,13 +30,7 @@ class Sweeps:
         """Each claimed by one replica at a time."""
         return [
             Job("settle", SETTLE_EVERY, self._settle),
-            retention(
-                self._database,
-                outbox=t.outbox,
-                outbox_kept=store.OUTBOX_KEPT,
-                inbox=t.inbox,
-                inbox_kept=store.INBOX_KEPT,
-            ),
+            retention(self._database, t.outbox, t.inbox),
         ]
 
     async def _settle(self, _lease: Lease) -> bool:
@@ -44,14 +38,7 @@ class Sweeps:
         now = self._clock.now()
         async with self._database.read() as connection:
             members = await store.due_members(connection, now, SETTLE_BATCH)
-        await asyncio.gather(
-            *(
-                self._batches.posts.submit(
-                    Settle(member_id=member, request_id=new_id("~due"), payload_hash=b"", actor="due")
-                )
-                for member in members
-            )
-        )
+        await asyncio.gather(*(self._batches.posts.submit(Settle(**by_clock(member))) for member in members))
         if len(members) < SETTLE_BATCH:
             self._clock.settled(now)
         return len(members) == SETTLE_BATCH

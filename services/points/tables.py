@@ -9,12 +9,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from services.chassis import columns
-from services.chassis.consumer import dead_letters_table
-from services.chassis.inbox import inbox_table
-from services.chassis.jobs import jobs_table
-from services.chassis.outbox import outbox_tables
-from services.chassis.requests import requests_table
+from services.chassis import columns, tables
 
 metadata = columns.schema()
 
@@ -218,27 +213,9 @@ programmes = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=False),
 )
 
-meta = sa.Table(
-    "meta",
-    metadata,
-    sa.Column("only_row", sa.Boolean, primary_key=True, server_default=sa.true()),
-    sa.Column("epoch", sa.BigInteger, nullable=False, server_default="1"),
-    sa.CheckConstraint("only_row", name="meta_one_row"),
-)
-
-requests = requests_table(metadata)
-outbox, stream_erasures = outbox_tables(metadata)
-inbox = inbox_table(metadata)
-dead_letters = dead_letters_table(metadata)
-jobs = jobs_table(metadata)
+meta, requests, outbox, stream_erasures, inbox, dead_letters, jobs = tables.common(metadata)
 
 
 def grants(role: str) -> list[str]:
     """What the service's role may do: everything on its tables, but no change of a ledger fact."""
-    return [
-        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
-        f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}",
-        f"REVOKE UPDATE, DELETE, TRUNCATE ON transactions FROM {role}",
-        f"GRANT UPDATE (source) ON transactions TO {role}",
-        f"REVOKE INSERT, UPDATE, DELETE ON meta, alembic_version FROM {role}",
-    ]
+    return tables.grants(role, {"transactions": ("source",)})

@@ -16,7 +16,7 @@ from statistics import mean
 from typing import Protocol
 
 from services.cli.servers import ServerError
-from tests.bench import cards, groups, paths, points, report
+from tests.bench import cards, groups, paths, points, referral, report
 from tests.bench.goals import Goal, Rounds
 from tests.bench.paths import ECHO, TPCB, Figure, Figures, Plan
 from tests.bench.site import FRONTS, Site, site
@@ -40,7 +40,7 @@ class Benched(Protocol):
         """Measures every path once on one front. Raises WrongRows."""
 
 
-SERVICES: Sequence[Benched] = (points, cards, groups)
+SERVICES: Sequence[Benched] = (points, cards, groups, referral)
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="loyalty-bench-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL's user must get in
         with site(Path(folder), plan.scale) as here:
-            _say("preparing members, lots, cards and sites")
+            _say("preparing members, lots, cards, sites and invites")
             for service in SERVICES:
                 service.prepare(here, plan)
             here.settle()

@@ -87,12 +87,12 @@ def path(
     made: Iterable[bytes],
     seconds: float,
     *,
-    gather: str,
+    gather: str = "",
     committed: str = "",
     items: int = 1,
     in_flight: int = IN_FLIGHT,
 ) -> Figure:
-    """Measures calls that share transactions in a gather.
+    """Measures calls; those that share transactions do so in a gather.
 
     Of a write the query `committed` counts what is there: a call must add exactly `items`, and figures are
     by item. Raises WrongRows.
@@ -103,8 +103,9 @@ def path(
     spent = {name: value - counted.get(name, 0) for name, value in served.metrics().items()}
     if committed and (grown := served.sql(committed) - before) != result.succeeded * items:
         raise WrongRows(f"{method}: {result.succeeded * items} were acknowledged, {grown} committed")
-    name = f'{{gather="{gather}"}}'
-    batch = spent[f"gather_batch_size_sum{name}"] / spent[f"gather_batch_size_count{name}"]
+    name, batch = f'{{gather="{gather}"}}', None
+    if gather:
+        batch = spent[f"gather_batch_size_sum{name}"] / spent[f"gather_batch_size_count{name}"]
     return figure(result, items, batch, spent.get("process_cpu_seconds_total"))
 
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-import asyncpg
 from google.protobuf.message import Message
 from loyalty.cards.v1 import cards_service_pb2 as pb
 
-from services.cards import store, tables
+from services.cards import store
+from services.cards.__main__ import SCHEMA
 from services.cards.batches import Batches
 from services.cards.commands import Command, ConfirmPayment, PlaceOrder
 from services.cards.domain.payments import Payment
@@ -20,14 +20,13 @@ from services.cards.domain.wallet import Wallet
 from services.cards.rules import Products
 from services.cards.store import Wanted
 from services.cards.subscriptions import Subscriptions
-from services.chassis import migrations
 from services.chassis.consumer import Delivery, Outcome
 from services.chassis.database import Database
 from services.chassis.errors import INFRASTRUCTURE
 from services.chassis.ids import bucket
 from services.chassis.inbox import InboxKey
 from services.cli.servers import Postgres
-from tests.cards.conftest import MIGRATIONS
+from tests import schema
 from tests.cards.shop import TERMS
 from tests.cards.till import NOON, ZONE
 from tests.support import TIMEOUT, fresh
@@ -39,19 +38,7 @@ PATIENCE = 5 * TIMEOUT  # many wait for one another
 
 def make_database(server: Postgres) -> str:
     """Makes an empty database on the cards' server, where all rows are the test's own; its URL."""
-    name = fresh("own").replace("-", "_")
-
-    async def create() -> None:
-        connection = await asyncpg.connect(server.url())
-        try:
-            await connection.execute(f"CREATE DATABASE {name} OWNER cards_owner")
-        finally:
-            await connection.close()
-
-    asyncio.run(create())
-    owner = server.url(name, "cards_owner", "cards_owner")
-    migrations.upgrade(owner, MIGRATIONS, tables.metadata, tables.grants("cards"))
-    return server.url(name, "cards", "cards")
+    return schema.make_database(server, "cards", SCHEMA)
 
 
 def by_event(member: str) -> dict[str, Any]:

@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import cache
-from pathlib import Path
+from functools import partial
 
-import asyncpg
 import pytest
 
-from services.cards import tables
+from services.cards.__main__ import SCHEMA
 from services.cards.audit import audit
-from services.chassis import migrations
 from services.chassis.database import Database
 from services.cli.house import House
 from services.cli.servers import Postgres
 from tests.conftest import NOON, OpenHouse, a_folder
 from tests.database import stop_job
-from tests.support import Cards, defects
+from tests.houses import by_front, proved
+from tests.schema import serving
+from tests.support import Cards
 
-MIGRATIONS = Path(tables.__file__).parent / "migrations"
+# A house whose books must close in the end.
+sound = partial(proved, "cards", audit)
 
 
 @pytest.fixture(scope="session")
 def cards_server() -> Iterator[Postgres]:
     """A server with a migrated database `cards`, which belongs to `cards_owner` and is served as `cards`."""
-    with a_folder() as data, Postgres.start(data / "postgres", settings={"fsync": "off"}) as server:
-        asyncio.run(_make(server.url()))
-        migrations.upgrade(owner_url(server), MIGRATIONS, tables.metadata, tables.grants("cards"))
+    with serving("cards", SCHEMA) as server:
         yield server
-
-
-async def _make(url: str) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        for role in ("cards_owner", "cards"):
-            await connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{role}'")
-        await connection.execute("CREATE DATABASE cards OWNER cards_owner")
-    finally:
-        await connection.close()
-
-
-def owner_url(server: Postgres) -> str:
-    """The database as the owner of its tables, who is no superuser."""
-    return server.url("cards", "cards_owner", "cards_owner")
 
 
 @pytest.fixture(scope="session")
@@ -64,25 +45,9 @@ async def database(cards_url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture(scope="session")
 def houses(open_house: OpenHouse) -> Iterator[Callable[[str], House]]:
-    """The houses that modules share, by front; each is opened once somebody wants it."""
-    with a_folder() as folder, ExitStack() as stack:
-
-        @cache
-        def on(front: str) -> House:
-            house = open_house(folder / front, ("cards",), test_clock=NOON, front=front)
-            return stack.enter_context(sound(house))
-
-        yield on
-
-
-@contextmanager
-def sound(opened: AbstractContextManager[House]) -> Iterator[House]:
-    """A house for as long as the block runs, whose books must close after all that was done in it."""
-    with opened as house:
-        yield house
-        assert not defects(house)
-        report = asyncio.run(audit(house.database_url("cards"), stream_url=house.nats.url))
-        assert report.clean, report.lines
+    """The houses that modules share, by front."""
+    with by_front("cards", audit, open_house) as houses:
+        yield houses
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ from services.cards.folding import Answer, Fold
 from services.cards.rules import Compiled, compile_product
 from services.cards.steps import Scene, Terms
 from services.cards.store import Seen
+from services.chassis.answers import Done
 from services.chassis.errors import ServiceError
 from services.chassis.inbox import InboxKey
 from services.chassis.interceptors import validate
@@ -98,8 +99,7 @@ class Shop:
         other.seen = replace(
             self.seen,
             wallets={member: wallet.copy() for member, wallet in self.seen.wallets.items()},
-            answers=dict(self.seen.answers),
-            events=set(self.seen.events),
+            done=Done(dict(self.seen.done.answers), set(self.seen.done.events)),
             payment_claims=dict(self.seen.payment_claims),
             gifts=dict(self.seen.gifts),
             slots=dict(self.seen.slots),
@@ -132,12 +132,12 @@ class Shop:
     def apply(self, command: Command) -> tuple[Answer, list[Message]]:
         """Folds a command over what there is; answers it, and says what was announced."""
         fold = Fold(Scene(self.seen, self.products, dict(sorted(self.products)), TERMS, self.at))
-        before = dict(self.seen.wallets)
+        before, answered = dict(self.seen.wallets), dict(self.seen.done.answers)
         answer = fold.answer(command)
         if isinstance(answer, ServiceError):
             assert self.seen.wallets == before
             assert not fold.announcements
-            assert not fold.changes.answers
+            assert self.seen.done.answers == answered
         return answer, [read_event(event.subject, event.body) for event in fold.announcements]
 
     def do(self, kind: type[Command], member: str = ANN, **fields: Any) -> bytes:

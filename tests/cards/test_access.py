@@ -26,9 +26,9 @@ from tests.cards.calls import (
     sell,
 )
 from tests.cards.requests import GOOD, fingerprint
-from tests.contract import call, empty
+from tests.contract import call
 from tests.database import ask
-from tests.issuer import Issuer, bad_tokens, guarded
+from tests.issuer import Issuer, guarded, refuses_bad_tokens, refuses_other_members, refuses_other_scopes
 from tests.support import Cards, fresh, outcome, refused
 
 EVERYTHING = f"{READ} {WRITE} {ADMIN}"
@@ -68,14 +68,7 @@ def good(cards: Cards, method: str, member: str) -> Message:
 
 @EACH_METHOD
 def test_no_method_opens_without_a_good_token(issuer: Issuer, till: Cards, method: str) -> None:
-    for reason, bad in bad_tokens(issuer).items():
-        for token in bad:
-            till.metadata, kept = [("authorization", f"Bearer {token}")] if token else None, till.metadata
-            try:
-                with refused(StatusCode.UNAUTHENTICATED, reason):
-                    call(till, method, GOOD[method](till))
-            finally:
-                till.metadata = kept
+    refuses_bad_tokens(issuer, till, method, GOOD[method](till))
 
 
 @EACH_METHOD
@@ -84,14 +77,9 @@ def test_every_method_needs_its_scope_and_says_so_before_anything_else(
 ) -> None:
     needed = METHODS[method].scope
     others = " ".join({READ, WRITE, ADMIN, "points.admin", "cards"} - {needed})
-    before = fingerprint(till)
+    request = good(till, method, fresh("nobody"))
     with issuer.open(Cards, others) as cards:
-        member = fresh("nobody")  # denied before existence, and before shape
-        for request in (good(cards, method, member), empty(method)):
-            with refused(StatusCode.PERMISSION_DENIED, "SCOPE_MISSING") as refusal:
-                call(cards, method, request)
-            assert refusal.metadata == {"scope": needed}
-    assert fingerprint(till) == before
+        refuses_other_scopes(cards, method, needed, request, lambda: fingerprint(till))
     with issuer.open(Cards, needed) as cards:
         # Nobody knows the member, and no pay channel is set up, so some fail; but the caller was let in.
         let_in = {StatusCode.OK, StatusCode.NOT_FOUND, StatusCode.FAILED_PRECONDITION}
@@ -99,7 +87,7 @@ def test_every_method_needs_its_scope_and_says_so_before_anything_else(
             with refused(StatusCode.PERMISSION_DENIED, "NOTIFICATION_REFUSED"):
                 call(cards, method, GOOD[method](cards))
         else:
-            assert outcome(lambda: call(cards, method, good(cards, method, member))) in let_in
+            assert outcome(lambda: call(cards, method, request)) in let_in
 
 
 def test_the_table_opens_to_members_what_is_their_own_to_decide() -> None:
@@ -131,15 +119,10 @@ def test_a_member_sees_no_other_member_and_calls_nothing_else(
     member, other, sold = fresh("member"), fresh("member"), sell(till)
     for who in (member, other):
         buy(till, who, sold)
-    before = fingerprint(till)
-    own = method.rsplit("/", maxsplit=1)[-1] in OWN_READS | OWN_ACTS
+    before, opened = fingerprint(till), method.removeprefix(SERVICE) in OWN_READS | OWN_ACTS
     with issuer.open(Cards, member_id=member) as cards:
-        reason = "MEMBER_MISMATCH" if own else "MEMBER_TOKEN_REFUSED"
-        with refused(StatusCode.PERMISSION_DENIED, reason):
-            call(cards, method, good(cards, method, other))
-        if not own:
-            with refused(StatusCode.PERMISSION_DENIED, reason):
-                call(cards, method, good(cards, method, member))
+        mine, another = (good(till, method, who) for who in (member, other))
+        refuses_other_members(cards, method, mine, another, opened=opened)
     assert fingerprint(till) == before
 
 

@@ -38,13 +38,13 @@ from services.cards.commands import (
     SetAutoRenew,
     Settle,
 )
-from services.cards.store import OUTBOX_KEPT
 from services.chassis import streams
 from services.chassis.audit import Report
 from services.chassis.clock import wall
 from services.chassis.database import Database
 from services.chassis.jobs import Jobs
 from services.chassis.relay import Relay
+from services.chassis.retention import OUTBOX_KEPT
 from services.cli.servers import Nats, Postgres
 from tests.cards.branch import Branch, by_event, make_database
 from tests.cards.shop import TERMS

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from services.cards import codes
 from services.cards.errors import TooManyCodes
+from services.chassis.codes import ALPHABET
 
 KEY = b"0123456789abcdef0123456789abcdef"
 OTHER = b"fedcba9876543210fedcba9876543210"
@@ -26,7 +27,7 @@ made = order_ids.map(lambda order_id: codes.make(KEY, order_id))
 def test_a_code_is_the_first_100_bits_of_the_orders_hmac(order_id: str) -> None:
     digest = hmac.new(KEY, order_id.encode(), hashlib.sha256).digest()
     rfc4648 = base64.b32encode(digest)[:20].decode()
-    to_crockford = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", codes.ALPHABET)
+    to_crockford = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", ALPHABET)
     assert codes.make(KEY, order_id) == rfc4648.translate(to_crockford)
 
 
@@ -35,9 +36,9 @@ def test_a_code_stays_the_same_from_one_version_to_the_next() -> None:
 
 
 def test_a_code_has_twenty_characters_none_of_which_looks_like_another() -> None:
-    assert re.fullmatch(f"[{codes.ALPHABET}]{{20}}", codes.make(KEY, ORDER))
-    assert not set("ILOU") & set(codes.ALPHABET)
-    assert len(set(codes.ALPHABET)) == 32
+    assert re.fullmatch(f"[{ALPHABET}]{{20}}", codes.make(KEY, ORDER))
+    assert not set("ILOU") & set(ALPHABET)
+    assert len(set(ALPHABET)) == 32
 
 
 @given(order_ids, order_ids)
@@ -54,11 +55,10 @@ def test_case_hyphens_spaces_and_look_alikes_do_not_matter(code: str, data: st.D
         + data.draw(st.sampled_from(["", "", "-", " ", " - "]))
         for letter in code
     )
-    assert codes.normalise(typed) == code
     assert codes.hash_of(typed) == codes.hash_of(code)
 
 
-@given(made, st.integers(0, codes.LENGTH - 1), st.sampled_from(codes.ALPHABET))
+@given(made, st.integers(0, codes.LENGTH - 1), st.sampled_from(ALPHABET))
 def test_another_character_is_another_code(code: str, place: int, letter: str) -> None:
     typed = code[:place] + letter + code[place + 1 :]
     assert (codes.hash_of(typed) == codes.hash_of(code)) == (typed == code)

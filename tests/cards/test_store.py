@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -36,13 +34,15 @@ from services.cards.domain.wallet import (
     Wallet,
 )
 from services.cards.errors import MemberUnknown
-from services.cards.store import Answered, Changes, Seen, Wanted
+from services.cards.store import Changes, Seen, Wanted
+from services.chassis.answers import Answered, Done
 from services.chassis.consumer import Delivery
 from services.chassis.database import Connection, Database
 from services.chassis.inbox import InboxKey
 from tests.cards.wallets import INSTANT, successors, wallets
 from tests.conftest import NOON
 from tests.support import TIMEOUT, fresh
+from tests.wire import Wire
 
 ZONE = ZoneInfo("Asia/Shanghai")
 DAY = timedelta(days=1)
@@ -67,8 +67,8 @@ def everything(wallet: Wallet) -> Wanted:
 
 async def write(connection: Connection, seen: Seen, *later: Wallet, **more: Any) -> None:
     """Saves what members have become."""
-    after = replace(seen, wallets=seen.wallets | {wallet.member_id: wallet for wallet in later})
-    await store.save(connection, Changes(seen, after, **more), NOON)
+    after = replace(seen, wallets=seen.wallets | {wallet.member_id: wallet for wallet in later}, **more)
+    await store.save(connection, Changes(seen, after), NOON)
 
 
 async def keep(database: Database, *later: Wallet, **more: Any) -> None:
@@ -256,8 +256,10 @@ async def test_a_member_to_whom_nothing_came_is_dropped_again(database: Database
             connection,
             seen,
             with_cards(bought, a_card("card", segment("seg", NOON))),
-            answers={(asked, "request"): Answered(b"hash", b"answer")},
-            events=[InboxKey(told, "cards", "points", "event", "POINTS", 1)],
+            done=Done(
+                new_answers={(asked, "request"): Answered(b"hash", b"answer")},
+                new_events=[InboxKey(told, "cards", "points", "event", "POINTS", 1)],
+            ),
         )
     assert [await kept_about(database, member) for member in (idle, asked, told, bought)] == [
         *(False, True, True, True)
@@ -348,10 +350,11 @@ async def test_first_answers_and_events_are_known_again(database: Database) -> N
     member, other = fresh("member"), fresh("member")
     event = InboxKey(member, "cards", "points", fresh("event"), "POINTS", 7)
     answered = Answered(b"hash", b"answer")
-    await keep(database, Wallet(member), answers={(member, "request"): answered}, events=[event])
+    done = Done(new_answers={(member, "request"): answered}, new_events=[event])
+    await keep(database, Wallet(member), done=done)
     asked = {(member, "request"), (member, "another"), (other, "request")}
     seen = await see(database, Wanted(NOON, {member, other}, requests=asked, events=[event]))
-    assert (seen.answers, seen.events) == ({(member, "request"): answered}, {tuple(event[:4])})
+    assert seen.done == Done({(member, "request"): answered}, {tuple(event[:4])})
 
 
 async def test_of_orders_those_that_can_be_paid_are_seen_and_those_that_are_asked_for(
@@ -572,49 +575,6 @@ async def test_the_slots_of_an_order_that_is_not_paid_are_seen_unasked(database:
 
 
 # --- what is read without locks -----------------------------------------------------------------------
-
-
-class Wire:
-    """Passes on what goes to a database, and counts the statements in it."""
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._to = (parts.hostname, parts.port)
-        self._url = url
-        self.statements = 0
-
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[Database]:
-        """A pool of one connection over the wire."""
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        database = await Database.open(
-            self._url.replace(f":{self._to[1]}/", f":{port}/") + "?sslmode=disable", size=1, name="wire"
-        )
-        try:
-            yield database
-        finally:
-            await database.close()
-            server.close()
-
-    async def _serve(self, client: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
-        answers, forth = await asyncio.open_connection(*self._to)
-        returning = asyncio.create_task(self._pass_on(answers, back))
-        with suppress(asyncio.IncompleteReadError):
-            kind = b""  # the first message has none
-            while True:
-                size = await client.readexactly(4)
-                body = await client.readexactly(int.from_bytes(size) - 4)
-                self.statements += kind in (b"E", b"Q")  # execute; a simple query
-                forth.write(kind + size + body)
-                kind = await client.readexactly(1)
-        forth.close()
-        await returning
-
-    async def _pass_on(self, answers: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
-        while some := await answers.read(65536):
-            back.write(some)
-        back.close()
 
 
 async def test_what_many_members_may_use_is_one_statement_on_the_wire(
@@ -916,8 +876,9 @@ async def test_of_an_erased_member_amounts_stay_and_what_it_bought_and_is_goes(d
         await keep(
             database,
             wallet(name),
-            answers={(name, "request"): answered},
-            events=[event] if name == member else [],
+            done=Done(
+                new_answers={(name, "request"): answered}, new_events=[event] if name == member else []
+            ),
         )
     async with database.begin() as connection:
         await store.lock(connection, Wanted(NOON, {member}), ZONE)
@@ -934,7 +895,7 @@ async def test_of_an_erased_member_amounts_stay_and_what_it_bought_and_is_goes(d
     assert seen.wallets[member] == replace(
         before, tier="", facts={}, fact_versions={}, baskets={"one": blank}
     )
-    assert seen.answers == {
+    assert seen.done.answers == {
         (member, "request"): Answered(b"hash", None),
         (other, "request"): answered,
     }

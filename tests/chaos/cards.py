@@ -35,7 +35,6 @@ from tests.chaos.journal import (
     SETTLE_TIMEOUT,
     Entry,
     Journal,
-    Outcome,
     owner,
     rows_of,
     snapshot,
@@ -57,7 +56,6 @@ PLUS = a_product(
     freeze_policy={"shortest_days": 0, "longest_days": 30, "count": 100},
 )
 RARE = a_product(code="rare", price_minor=PRICE, sales_cap={"limit": CAP, "window": "SALES_WINDOW_DAY"})
-READS = {"CheckEntitlements"}
 
 Make = Callable[[dict[str, Any], Wallet], Entry]
 
@@ -66,6 +64,7 @@ class CardsJournal(Journal):
     """Members who order, pay, cancel, use, rest and give back."""
 
     service = "cards"
+    reads = frozenset({"CheckEntitlements"})
 
     def __init__(self, house: House, **how: Any) -> None:
         super().__init__(house, **how)
@@ -251,18 +250,6 @@ class CardsJournal(Journal):
         for row in members:
             check_member(row, _of(row["member_id"], ledger), versions[row["member_id"]])
         return [{"member_id": member, "hash": _digest(body)} for member, _, body in events]
-
-    def _check_answers(self, answers: Sequence[Any]) -> None:
-        """Each acknowledged write is kept with its answer, each refused one is not, and nothing else is."""
-        assert not self._of(Outcome.UNKNOWN)
-        kept = {(row["member_id"], row["request_id"]): row["body"] for row in answers}
-        assert {key: body for key, body in kept.items() if key[1][0] != "~"} == {
-            (entry.request.member_id, entry.request.request_id): entry.answer.SerializeToString(
-                deterministic=True
-            )
-            for entry in self._of(Outcome.ACKNOWLEDGED)
-            if entry.method not in READS and entry.answer is not None
-        }
 
 
 def _of(member: str, rows: Sequence[Any]) -> list[Any]:

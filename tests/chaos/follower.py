@@ -19,7 +19,7 @@ from tests.chaos.listener import POLL, ignore
 from tests.chaos.parts import Part
 
 Chains = Mapping[str, Sequence[bytes]]
-"""What is to be heard about each member, in order."""
+"""What is to be heard about each member, or what else there is, in order."""
 
 
 class Follower:
@@ -95,4 +95,4 @@ class Follower:
         assert event.version == len(known) + 1, f"{entity}: {event.version} after {len(known)}"
         known.append(digest)
         if link := self._part.link(event, body):
-            self.chains.setdefault(event.member_id, []).append(link)
+            self.chains.setdefault(self._part.about(event), []).append(link)

@@ -1,7 +1,7 @@
 """A client that journals each command with its request_id and what came of it; the oracles are made of it.
 
-What is the same for every service is here. `points` and `cards` say what the commands are, and hold the books
-against what their journals have.
+What is the same for every service is here. `points`, `cards`, `groups` and `referral` say what the commands
+are, and hold the books against what their journals have.
 """
 
 from __future__ import annotations
@@ -9,24 +9,27 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 import asyncpg
 import grpc
 from google.protobuf.message import Message
 from loyalty.cards.v1.cards_service_pb2_grpc import CardsServiceStub
+from loyalty.groups.v1.groups_service_pb2_grpc import GroupsServiceStub
 from loyalty.orders.v1.orders_service_pb2_grpc import OrdersServiceStub
 from loyalty.points.v1.points_service_pb2_grpc import PointsServiceStub
+from loyalty.referral.v1.referral_service_pb2_grpc import ReferralServiceStub
 
 from services.chassis.ids import bucket
 from services.cli.house import House
-from tests.support import fresh
+from tests.support import fresh, read_refusal
 
 SETTLE_TIMEOUT = 90.0  # seconds for a command to be acknowledged or refused, whatever happens meanwhile
 POLL, MAX_POLL = 0.05, 0.5  # seconds between looks, at first and at last
@@ -50,6 +53,8 @@ CHANNEL = [
 STUBS: Mapping[str, tuple[Callable[[Any], Any], ...]] = {
     "points": (PointsServiceStub, OrdersServiceStub),
     "cards": (CardsServiceStub,),
+    "groups": (GroupsServiceStub,),
+    "referral": (ReferralServiceStub,),
 }
 """What each service is called by."""
 
@@ -70,12 +75,19 @@ class Entry:
     request: Any
     outcome: Outcome = Outcome.UNKNOWN
     answer: Message | None = None
+    reason: str = ""
+    """Why it was refused."""
     attempts: int = 0
     began: float = field(default_factory=time.monotonic)
     ended: float = 0.0
     """Seconds, as `time.monotonic` has them."""
     at: datetime | None = None
     """The business time at which it was done; None where that moved meanwhile."""
+
+    @property
+    def member(self) -> str:
+        """Whom it is about; empty where it is about no member."""
+        return str(getattr(self.request, "member_id", ""))
 
 
 class Client:
@@ -101,7 +113,7 @@ class Client:
             await channel.close()
 
 
-class Journal:
+class Journal(ABC):
     """A seeded load on members of its own, one command per member at a time, and its record.
 
     `cancelling` cancels the first attempt of each command at a random instant. The journal of a service says
@@ -109,7 +121,13 @@ class Journal:
     true of the books in the end (`verify`).
     """
 
-    service = "points"
+    service: ClassVar = "points"
+    reads: ClassVar = frozenset[str]()
+    """Methods that write nothing."""
+    by_hand: ClassVar = frozenset[str]()
+    """Methods that name a member, and whose answers are kept with who asks."""
+    refused: ClassVar = REFUSED
+    """What a command may be refused with."""
 
     def __init__(
         self, house: House, *, seed: int, members: int = 12, timeout: float = 3.0, cancelling: bool = False
@@ -124,19 +142,19 @@ class Journal:
         self._timeout = timeout
         self.cancelling = cancelling
 
+    @abstractmethod
     def _command(self, member: str) -> Entry:
         """The member's next command."""
-        raise NotImplementedError
 
-    def _note(self, entry: Entry) -> None:
+    def _note(self, entry: Entry) -> None:  # noqa: B027 - some keep nothing
         """Keeps what later commands may name of one that was acknowledged, and checks its answer."""
 
+    @abstractmethod
     async def verify(self, patience: float = SETTLE_TIMEOUT) -> Sequence[Mapping[str, Any]]:
         """Holds the books against the journal, once what it caused elsewhere is done: in `patience` seconds.
 
         Returns what a subscriber must hear, in order per member, each by `member_id` and `hash`.
         """
-        raise NotImplementedError
 
     # --- the load -------------------------------------------------------------------------------------
 
@@ -146,6 +164,7 @@ class Journal:
         each = -(-commands // len(self.members))
         struck = struck or _already()
         try:
+            await self._lay_ground(client)
             async with asyncio.TaskGroup() as group:
                 for worker in self._workers(client, each, struck):
                     group.create_task(worker)
@@ -164,6 +183,9 @@ class Journal:
 
         await until(reached)
 
+    async def _lay_ground(self, client: Client) -> None:  # noqa: B027 - some need nothing
+        """Makes what the members need, before their first command."""
+
     def _workers(
         self, client: Client, each: int, struck: asyncio.Event
     ) -> Iterable[Coroutine[Any, Any, None]]:
@@ -175,14 +197,17 @@ class Journal:
         sent = 0
         while sent < commands or not struck.is_set():
             sent += 1
-            entry = self._command(member)
-            self._begin(entry)
-            if self.cancelling:
-                await self._cancelled(client, entry, self._turns[member])
-            async with asyncio.timeout(SETTLE_TIMEOUT):
-                while entry.outcome is Outcome.UNKNOWN:
-                    await self._attempt(client, entry)
-            self._end(entry)
+            await self._do(client, self._command(member))
+
+    async def _do(self, client: Client, entry: Entry) -> None:
+        """Sends a command until it has its answer."""
+        self._begin(entry)
+        if self.cancelling:
+            await self._cancelled(client, entry, self._turns[entry.member])
+        async with asyncio.timeout(SETTLE_TIMEOUT):
+            while entry.outcome is Outcome.UNKNOWN:
+                await self._attempt(client, entry)
+        self._end(entry)
 
     def _begin(self, entry: Entry) -> None:
         entry.at = self._now
@@ -204,16 +229,15 @@ class Journal:
         call.cancel()
 
     async def _attempt(self, client: Client, entry: Entry) -> None:
-        member = entry.request.member_id
-        call = client.method(entry.method, self._turns[member])
+        call = client.method(entry.method, self._turns[entry.member])
         entry.attempts += 1
         try:
             entry.answer = await call(entry.request, timeout=self._timeout)
         except grpc.aio.AioRpcError as error:
-            if error.code() in REFUSED:
-                entry.outcome = Outcome.REFUSED
+            if error.code() in self.refused:
+                entry.outcome, entry.reason = Outcome.REFUSED, read_refusal(error).reason
             elif error.code() in RETRIED:
-                self._turns[member] += 1  # who fails once is not asked again at once
+                self._turns[entry.member] += 1  # who fails once is not asked again at once
                 await asyncio.sleep(min(POLL * entry.attempts, MAX_POLL))
             else:
                 raise
@@ -222,6 +246,16 @@ class Journal:
 
     def _of(self, outcome: Outcome) -> list[Entry]:
         return [entry for entry in self.entries if entry.outcome is outcome]
+
+    def _check_answers(self, answers: Sequence[Any]) -> None:
+        """Each acknowledged write of a member is kept with its answer, each refused one is not."""
+        assert not self._of(Outcome.UNKNOWN)
+        kept = {(row["member_id"], row["request_id"]): row["body"] for row in answers}
+        assert {key: body for key, body in kept.items() if key[1][0] != "~"} == {
+            (entry.member, entry.request.request_id): entry.answer.SerializeToString(deterministic=True)
+            for entry in self._of(Outcome.ACKNOWLEDGED)
+            if entry.member and entry.method not in self.reads | self.by_hand and entry.answer is not None
+        }
 
     @property
     def _now(self) -> datetime:

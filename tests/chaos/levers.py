@@ -17,7 +17,12 @@ from tests.chaos.journal import SETTLE_TIMEOUT, owner, until
 from tests.chaos.listener import ignore
 from tests.chaos.proxy import Proxies
 
-CONSUMED = {"points": ("ORDERS", "POINTS", "CARDS"), "cards": ("POINTS",)}
+CONSUMED = {
+    "points": ("ORDERS", "POINTS", "CARDS", "REFERRAL"),
+    "cards": ("POINTS", "REFERRAL"),
+    "groups": ("ORDERS", "POINTS", "CARDS"),
+    "referral": ("ORDERS", "POINTS", "CARDS", "GROUPS", "REFERRAL"),
+}
 """The streams that each service applies and that something comes on here."""
 
 

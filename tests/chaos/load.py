@@ -13,7 +13,7 @@ import asyncpg
 import grpc
 from google.protobuf.message import Message
 
-from tests.chaos import cards, points
+from tests.chaos import cards, groups, points, referral
 from tests.chaos.journal import Client, Journal, Outcome
 from tests.chaos.site import Site
 from tests.contract import breaks_the_contract, mutations
@@ -32,7 +32,7 @@ TRANSIENT = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.ABORTED,
 }
-PARTS = (points.PART, cards.PART)
+PARTS = (points.PART, cards.PART, groups.PART, referral.PART)
 
 
 class Load:

@@ -13,6 +13,11 @@ from tests.chaos.journal import Journal
 from tests.support import Caller
 
 
+def of_member(event: Any) -> str:
+    """The member that an event is about."""
+    return str(event.member_id)
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """A service's part in a run."""
@@ -29,6 +34,8 @@ class Part:
     """What an event counts in its version."""
     link: Callable[[Any, bytes], bytes | None]
     """What a subscriber keeps of an event and its bytes, if anything, to be compared with `verify`."""
+    about: Callable[[Any], str] = of_member
+    """By whose name it keeps that."""
 
     @property
     def stream(self) -> str:

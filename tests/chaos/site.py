@@ -21,7 +21,7 @@ from tests.chaos.proxy import Proxies
 from tests.support import fresh
 
 TIMEOUT = 10.0  # seconds of an attempt, as long as a service gives any
-EITHER = ("points", "cards")  # what strikes a service strikes any of them
+EITHER = ("points", "cards", "groups", "referral")  # what strikes a service strikes any of them
 
 
 @dataclass

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from services.cli.house import House
-from tests.chaos import cards
+from tests.chaos import cards, points
 from tests.chaos.cards import CardsJournal
 from tests.chaos.follower import Follower
 from tests.chaos.levers import kill, redeliver, sql, start
 from tests.chaos.listener import TIMEOUT
-from tests.chaos.load import PARTS
 from tests.conftest import NOON, OpenHouse
 from tests.support import defects
 
+PARTS = (points.PART, cards.PART)
 LOAD = 240  # commands
 BEFORE = 100  # acknowledged commands after which the fault strikes: some cards are paid by points by then
 FORGERIES = [  # table, what is forged by how much, and where it can be

@@ -11,13 +11,15 @@ from typing import Any
 
 import grpc
 from loyalty.cards.v1 import cards_service_pb2 as cards_pb
+from loyalty.groups.v1 import groups_service_pb2 as groups_pb
 from loyalty.orders.v1.orders_pb2 import Order, OrderPaid
 from loyalty.points.v1 import points_service_pb2 as pb
+from loyalty.referral.v1 import referral_service_pb2 as referral_pb
 
 from services.chassis.gather import MAX_WAITING
-from tests.chaos import cards
+from tests.chaos import cards, groups, referral
 from tests.chaos.cards_books import QUOTA
-from tests.chaos.journal import POLL
+from tests.chaos.journal import POLL, until
 from tests.chaos.levers import CONSUMED, all_sent, broker, eventually, patiently, redeliver, sql
 from tests.chaos.proxy import Mode
 from tests.chaos.site import EITHER, Caller, Fault, Site, an_adjustment
@@ -28,11 +30,17 @@ STALE = 2.0  # seconds that a consumer stands still, more than JetStream waits m
 ACK_WAIT = 30.0  # seconds that it waits otherwise
 RECENT = 200  # messages
 MANY = 60  # callers at once
+LAST = 7  # rewards that a budget is enough for
 HOT = 500  # commands of one member at once
 ITEMS = 1_000  # of a BatchPost
 COME_BACK = 0.5  # seconds, as RetryInfo says to whom it can say so
 LORISES = 50  # connections of callers who never come to the point
-STREAMS = {"points": ("POINTS", "ORDERS"), "cards": ("CARDS",)}  # what each service announces on
+STREAMS = {  # what each service announces on
+    "points": ("POINTS", "ORDERS"),
+    "cards": ("CARDS",),
+    "groups": ("GROUPS",),
+    "referral": ("REFERRAL",),
+}
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -208,8 +216,9 @@ async def one_request_many_times(site: Site) -> None:
 
 
 async def last_of_it(site: Site) -> None:
-    """Many want the last points of a member at once, or the last uses of a benefit."""
-    await (_last_points(site) if site.service == "points" else _last_uses(site))
+    """Many want a member's last points at once, the last uses of a benefit, the last seats, or a budget."""
+    of = {"points": _last_points, "cards": _last_uses, "groups": _last_seats, "referral": _last_budget}
+    await of[site.service](site)
 
 
 async def _last_points(site: Site) -> None:
@@ -236,6 +245,40 @@ async def _last_uses(site: Site) -> None:
         taken = [a for a in answers if isinstance(a, cards_pb.RedeemBenefitsResponse)]
         assert len(taken) == MANY  # who comes too late pays the whole price
         assert sum(use.uses for a in taken for use in a.redemptions) == QUOTA
+
+
+async def _last_seats(site: Site) -> None:
+    async with Caller(site, "groups") as caller:
+        group_id = await groups.open_fan_group(caller, inviter_id=fresh("kol"))
+        requests = [
+            groups_pb.AssignMemberRequest(
+                member_id=fresh("m"), request_id=fresh("r"), chosen_group_id=group_id
+            )
+            for _ in range(MANY)
+        ]
+        answers = await _all(caller, "AssignMember", requests)
+        site.lift()
+        refused = [read_refusal(a).reason for a in answers if isinstance(a, grpc.RpcError)]
+        assert refused == ["GROUP_FULL"] * (MANY - groups.SEATS + 1)
+
+
+async def _last_budget(site: Site) -> None:
+    async with Caller(site, "referral") as caller:
+        campaign_id = await referral.open_campaign(caller, _now(site), rewards=LAST)
+        asks = {"member_id": fresh("m"), "request_id": fresh("r"), "campaign_id": campaign_id}
+        invite = await caller.insist("CreateInvite", referral_pb.CreateInviteRequest(**asks))
+        brought = (referral.bring(caller, campaign_id, invite.code, _now(site)) for _ in range(MANY))
+        await asyncio.gather(*brought)
+        site.lift()
+        spent = referral_pb.GetBudgetRequest(campaign_id=campaign_id)
+
+        async def all_reached() -> bool:
+            found = await caller.insist("GetBudget", spent)
+            return bool(found.waiting_count == MANY - LAST)
+
+        await until(all_reached)
+        budget = await caller.insist("GetBudget", spent)
+        assert (budget.granted_minor, budget.waiting_count) == (budget.budget_minor, MANY - LAST)
 
 
 async def _all(caller: Caller, method: str, requests: Sequence[Any]) -> list[Any]:
@@ -308,7 +351,7 @@ FAULTS = [
     Fault("acks stale", "F8", acks_stale),
     Fault("messages repeated, shuffled, poisoned", "F8", messages_wild),
     Fault("one request many times", "F10", one_request_many_times),
-    Fault("last points, last uses", "F11", last_of_it, EITHER),
+    Fault("last points, last uses, last seats, last budget", "F11", last_of_it, EITHER),
     Fault("hot member", "F19", hot_member),
     Fault("overload", "F19", overload),
 ]

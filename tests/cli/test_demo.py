@@ -17,14 +17,14 @@ from services.cli import demo
 from services.cli.demo import Played, Proof
 from services.cli.house import SERVICES
 from services.cli.replay import Outcome
-from services.cli.stories import Scene, Stage, cards, groups, points, stage
+from services.cli.stories import Scene, Stage, cards, groups, points, referral, stage
 from tests.conftest import OpenHouse
 from tests.support import defects
 
 DELIVERED = Path(__file__).parents[2] / "deploy/programmes"
 MONTH_END = datetime(2017, 1, 31, 23, 59, 59, tzinfo=ZoneInfo("Asia/Shanghai"))
 TOLD = Scene("as it should", ("1", "2"), ("1", "2"))
-NOTHING = Played(Outcome(), Outcome(), 0, [TOLD], [TOLD], [TOLD])
+NOTHING = Played(Outcome(), Outcome(), 0, [TOLD], [TOLD], [TOLD], [TOLD])
 
 
 def delivered(name: str) -> dict[str, Any]:
@@ -49,10 +49,11 @@ def on(data: Path, open_house: OpenHouse) -> Iterator[Stage]:
 def test_the_stories_come_out_as_they_are_told_and_are_proved_and_heard(on: Stage) -> None:
     ann = list(points.checkout(on))
     ben = list(cards.play(on))
-    chain, bank = (delivered(name)["groups"] for name in ("burger-king", "china-merchants-bank"))
-    cleo_and_dora = list(groups.play(on, chain, bank))
+    chain, bank = (delivered(name) for name in ("burger-king", "china-merchants-bank"))
+    cleo_and_dora = list(groups.play(on, chain["groups"], bank["groups"]))
+    emma_and_felix = list(referral.play(on, chain, bank))
     ann += points.a_year_later(on)
-    played = Played(Outcome(), Outcome(), 0, ann, ben, cleo_and_dora)
+    played = Played(Outcome(), Outcome(), 0, ann, ben, cleo_and_dora, emma_and_felix)
     assert [str(scene) for scene in played.scenes if not scene.right] == []
     proofs = demo.prove(Console(quiet=True), on.house)
     assert demo.faults(played, proofs) == []
@@ -79,6 +80,18 @@ def test_the_stories_come_out_as_they_are_told_and_are_proved_and_heard(on: Stag
         "TagsChanged",
         "EntryOffered",
     }
+    heard = {type(event).__name__ for event in proofs["referral"].heard}
+    assert heard >= {
+        "InviteCreated",
+        "InviteeBound",
+        "InviteeQualified",
+        "InviteeRevoked",
+        "InviteeDropped",
+        "StepReached",
+        "RewardGranted",
+        "RewardFulfilled",
+        "RewardClawedBack",
+    }
     assert not defects(on.house)
 
 
@@ -87,7 +100,7 @@ def test_whatever_is_not_as_it_should_be_is_told() -> None:
     assert demo.faults(NOTHING, {"cards": clean}) == []
     wrong = Scene("otherwise", ("1", "2"), ("1", "3"))
     played = Played(
-        Outcome(differences=["a difference"]), Outcome(new_transactions=2), 0, [TOLD], [TOLD], [wrong]
+        Outcome(differences=["a difference"]), Outcome(new_transactions=2), 0, [TOLD], [TOLD], [TOLD], [wrong]
     )
     proof = Proof(Report([("books close", 3, ["an offender"])]), ["dead_1"], 2, ["event"])
     assert demo.faults(played, {"cards": proof}) == [

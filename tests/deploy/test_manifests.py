@@ -35,6 +35,8 @@ from loyalty.groups.v1 import groups_service_pb2 as groups_pb
 from loyalty.groups.v1.groups_service_pb2_grpc import GroupsServiceStub
 from loyalty.points.v1 import points_service_pb2 as pb
 from loyalty.points.v1.points_service_pb2_grpc import PointsServiceStub
+from loyalty.referral.v1 import referral_service_pb2 as referral_pb
+from loyalty.referral.v1.referral_service_pb2_grpc import ReferralServiceStub
 
 from services.cards.settings import CardsSettings
 from services.chassis.database import ACQUIRE_TIMEOUT
@@ -42,6 +44,8 @@ from services.chassis.settings import ServiceSettings
 from services.cli.servers import HOST, Guarded, Postgres, free_port
 from services.groups.settings import GroupsSettings
 from services.points.settings import PointsSettings
+from services.referral.settings import ReferralSettings
+from tests.referral.calls import a_campaign
 from tests.support import PROGRAMME, TIMEOUT, fresh, refused
 
 Document: TypeAlias = dict[str, Any]
@@ -57,6 +61,7 @@ SETTINGS: dict[str, type[ServiceSettings]] = {
     "points": PointsSettings,
     "cards": CardsSettings,
     "groups": GroupsSettings,
+    "referral": ReferralSettings,
 }
 START_TIMEOUT = 60.0  # seconds
 POLL = 0.05  # seconds between looks
@@ -536,10 +541,16 @@ def put_scheme(channel: grpc.Channel, **call: Any) -> int:
     return GroupsServiceStub(channel).PutScheme(request, timeout=TIMEOUT, **call).version
 
 
+def put_campaign(channel: grpc.Channel, **call: Any) -> int:
+    request = referral_pb.PutCampaignRequest(request_id=fresh("campaign"), campaign=a_campaign())
+    return ReferralServiceStub(channel).PutCampaign(request, timeout=TIMEOUT, **call).version
+
+
 PUTS: dict[str, Callable[..., int]] = {
     "points": put_programme,
     "cards": put_product,
     "groups": put_scheme,
+    "referral": put_campaign,
 }
 
 

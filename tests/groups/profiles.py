@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from services.groups.domain.facts import NO_PAST, Past, Visits
 from services.groups.domain.profile import (
     EVERYTHING,
     Basis,
@@ -77,10 +78,20 @@ def _own(draw: st.DrawFn) -> dict[str, Any]:
         "facts": {name: draw(TEXT) for name in told if draw(FLAG)},
         "fact_versions": told,
         "left": draw(st.dictionaries(NAME, INSTANT, max_size=2)),
+        "past": draw(_PASTS),
         "offer_time": draw(st.none() | INSTANT),
         "evaluate_time": evaluate,
         "next_due_time": due,
     }
+
+
+_VISITS = st.builds(Visits, st.integers(1, MOST), INSTANT, INSTANT)
+_PASTS = st.just(NO_PAST) | st.builds(
+    Past,
+    until=INSTANT,
+    stores=st.dictionaries(TEXT, _VISITS, max_size=2),
+    city=st.none() | st.tuples(INSTANT, NAME, NAME),
+)
 
 
 @st.composite

@@ -13,11 +13,11 @@ from loyalty.groups.v1 import groups_service_pb2 as pb
 from services.chassis.auth import MemberAccess
 from services.cli.house import House
 from services.groups.api import ADMIN, METHODS, READ, WRITE
-from tests.contract import call, empty
+from tests.contract import call
 from tests.database import ask
 from tests.groups.calls import Maker, at, groups_of, join, known, nearby, seat, settle, tag
 from tests.groups.requests import GOOD, fingerprint
-from tests.issuer import Issuer, bad_tokens, guarded
+from tests.issuer import Issuer, guarded, refuses_bad_tokens, refuses_other_members, refuses_other_scopes
 from tests.support import Groups, fresh, outcome, refused
 
 EVERYTHING = f"{READ} {WRITE} {ADMIN}"
@@ -55,14 +55,7 @@ def good(groups: Groups, method: str, member: str) -> Message:
 
 @EACH_METHOD
 def test_no_method_opens_without_a_good_token(issuer: Issuer, desk: Groups, method: str) -> None:
-    for reason, bad in bad_tokens(issuer).items():
-        for token in bad:
-            desk.metadata, kept = [("authorization", f"Bearer {token}")] if token else None, desk.metadata
-            try:
-                with refused(StatusCode.UNAUTHENTICATED, reason):
-                    call(desk, method, GOOD[method](desk))
-            finally:
-                desk.metadata = kept
+    refuses_bad_tokens(issuer, desk, method, GOOD[method](desk))
 
 
 @EACH_METHOD
@@ -71,21 +64,16 @@ def test_every_method_needs_its_scope_and_says_so_before_anything_else(
 ) -> None:
     needed = METHODS[method].scope
     others = " ".join({READ, WRITE, ADMIN, "points.admin", "groups"} - {needed})
-    before = fingerprint(desk)
+    request = good(desk, method, fresh("nobody"))
     with issuer.open(Groups, others) as groups:
-        member = fresh("nobody")  # denied before existence, and before shape
-        for request in (good(groups, method, member), empty(method)):
-            with refused(StatusCode.PERMISSION_DENIED, "SCOPE_MISSING") as refusal:
-                call(groups, method, request)
-            assert refusal.metadata == {"scope": needed}
-    assert fingerprint(desk) == before
+        refuses_other_scopes(groups, method, needed, request, lambda: fingerprint(desk))
     with issuer.open(Groups, needed) as groups:
         let_in = {StatusCode.OK, StatusCode.NOT_FOUND, StatusCode.FAILED_PRECONDITION}
         if method == SERVICE + "VerifyWecomCallback":
             with refused(StatusCode.PERMISSION_DENIED, "CALLBACK_REFUSED"):
                 call(groups, method, GOOD[method](groups))
         else:
-            assert outcome(lambda: call(groups, method, good(groups, method, member))) in let_in
+            assert outcome(lambda: call(groups, method, request)) in let_in
 
 
 def test_the_table_opens_to_members_what_is_their_own_to_decide() -> None:
@@ -120,15 +108,10 @@ def test_a_member_sees_no_other_member_and_calls_nothing_else(
     member, other = fresh("member"), fresh("member")
     for who in (member, other):
         tag(desk, who, wish="tea")
-    before = fingerprint(desk)
-    own = method.rsplit("/", maxsplit=1)[-1] in OWN_READS | OWN_ACTS
+    before, opened = fingerprint(desk), method.removeprefix(SERVICE) in OWN_READS | OWN_ACTS
     with issuer.open(Groups, member_id=member) as groups:
-        reason = "MEMBER_MISMATCH" if own else "MEMBER_TOKEN_REFUSED"
-        with refused(StatusCode.PERMISSION_DENIED, reason):
-            call(groups, method, good(groups, method, other))
-        if not own:
-            with refused(StatusCode.PERMISSION_DENIED, reason):
-                call(groups, method, good(groups, method, member))
+        mine, another = (good(desk, method, who) for who in (member, other))
+        refuses_other_members(groups, method, mine, another, opened=opened)
     assert fingerprint(desk) == before
 
 

@@ -20,11 +20,11 @@ from services.chassis.clock import wall
 from services.chassis.database import Database
 from services.chassis.jobs import Jobs
 from services.chassis.relay import Relay
+from services.chassis.retention import OUTBOX_KEPT
 from services.cli.servers import Nats, Postgres
 from services.groups import events, store, tables
 from services.groups.audit import CHECKS, STREAM_CHECK, audit
 from services.groups.commands import RefundTold
-from services.groups.store import OUTBOX_KEPT
 from tests.groups.clockwork import Clockwork
 from tests.groups.test_calendar_sweep import LUNCH
 from tests.groups.town import by_event, make_database, scheme, shop
@@ -171,6 +171,9 @@ FAULTS = {
         UPDATE members SET next_due_time = next_due_time + interval '1 day' WHERE member_id = 'ann'""",
     "facts: an order is gone": "DELETE FROM orders WHERE member_id = 'ann'",
     "facts: a refund is forgotten": "UPDATE orders SET refunds = '{}' WHERE member_id = 'ben'",
+    "facts: a past that no order gives": """UPDATE members SET past_until = 'epoch', past = '{"city": null,
+        "stores": {"shop-0": [1, "1969-01-01T00:00:00+00:00", "1969-01-01T00:00:00+00:00"]}}'
+        WHERE member_id = 'ben'""",
     "facts: a tag of nothing": """INSERT INTO tags SELECT bucket, member_id, 'rich', 'yes', 'rule',
         NULL, now() FROM members WHERE member_id = 'gus'""",
     "seats": "UPDATE groups SET overbooked = overbooked + 1 WHERE overbooked > 0",

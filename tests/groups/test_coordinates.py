@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from math import acos, asin, cos, inf, nan, pi, radians, sin, sqrt
 
 import pytest
@@ -55,6 +56,13 @@ def test_what_a_datum_shows_leads_back_to_the_place(datum: Datum, place: Point) 
     shown = from_wgs84(place, datum)
     assert distance_m(to_wgs84(shown, datum), place) < 0.001
     assert 10 < distance_m(shown, place) < 2_500
+
+
+@pytest.mark.parametrize("datum", MOVED)
+def test_ten_thousand_places_all_over_china_are_found_again_within_half_a_metre(datum: Datum) -> None:
+    dice = random.Random(54)
+    places = (Point(dice.uniform(18, 53.6), dice.uniform(73.5, 135.1)) for _ in range(10_000))
+    assert max(distance_m(to_wgs84(from_wgs84(place, datum), datum), place) for place in places) < 0.5
 
 
 @pytest.mark.parametrize("datum", MOVED)

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.groups.domain.facts import Facts, Purchase, facts_of, next_change
+from services.groups.domain.facts import (
+    NO_PAST,
+    SPARE,
+    Facts,
+    Purchase,
+    aged,
+    city_of,
+    facts_of,
+    next_change,
+)
 
 TICK = timedelta(microseconds=1)
 DAY = timedelta(days=1)
@@ -88,6 +97,7 @@ def purchase_lists(draw: st.DrawFn) -> list[Purchase]:
             Purchase(
                 order_id=f"o{number}",
                 store_id=draw(st.sampled_from(["", "s1", "s2", "s3"])),
+                city=draw(st.sampled_from(["", "", "c1", "c2"])),
                 paid_time=draw(st.one_of(moments, edges)),
                 amount_minor=amount,
                 refunded_minor=draw(st.sampled_from([0, 0, amount, amount // 2])),
@@ -120,6 +130,32 @@ def test_time_changes_facts_when_it_is_said_to_and_not_before(
     assert facts_of(purchases, change - TICK, there, horizon) == now
     if max(p.paid_time for p in purchases if p.counts) <= at:
         assert facts_of(purchases, change, there, horizon) != now
+
+
+@given(
+    purchase_lists(),
+    st.lists(st.integers(0, 40 * 24), min_size=1, max_size=6),
+    st.sampled_from(ZONES),
+    st.sampled_from([90, 400]),
+)
+@settings(max_examples=150, deadline=None)
+def test_what_is_added_up_and_no_more_looked_at_makes_no_difference(
+    purchases: list[Purchase], hours: list[int], zone: str, horizon: int
+) -> None:
+    there, at, past = ZoneInfo(zone), NOW - 130 * DAY, NO_PAST
+    for passed in hours:
+        at += timedelta(hours=passed)
+        told = [one for one in purchases if one.paid_time <= at]
+        past = aged(past, [one for one in told if not past.holds(one)], at, there)
+        recent = [one for one in told if not past.holds(one)]
+        assert past == past.anew(told)
+        for moment in (at - SPARE, at, at + 5 * DAY):
+            assert facts_of(recent, moment, there, horizon, past) == facts_of(told, moment, there, horizon)
+            assert next_change(recent, moment, there, horizon, past) == next_change(
+                told, moment, there, horizon
+            )
+        assert city_of(recent, past) == city_of(told)
+        assert all(one.paid_time >= at - 100 * DAY for one in recent)
 
 
 @given(purchase_lists(), st.randoms(use_true_random=False))

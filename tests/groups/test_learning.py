@@ -21,8 +21,9 @@ from services.groups.commands import (
     RefundTold,
     TagMember,
 )
-from services.groups.domain.facts import Facts
+from services.groups.domain.facts import Facts, facts_of
 from services.groups.domain.profile import CARD, EVERYTHING, TIER
+from services.groups.domain.schemes import Programme
 from tests.groups.village import (
     ANN,
     BEN,
@@ -37,6 +38,8 @@ from tests.groups.village import (
     site,
     tag,
 )
+
+HORIZON = Programme().horizon_days
 
 
 def told(order_id: str = "o", days: int = 0, amount_minor: int = 2000, store_id: str = "s") -> dict[str, Any]:
@@ -137,6 +140,42 @@ def test_what_is_neither_tier_nor_card_is_a_tag() -> None:
     village.do(LearnFact, name="stratum", value="", version=(1, 3))
     assert village.tags() == {}
     assert len(village.told(epb.TagsChanged)) == 2
+
+
+LONG_TELLINGS = st.lists(
+    st.one_of(
+        st.builds(
+            lambda number, days: (OrderTold, told(f"o{number}", days, 100 * number, f"s{number % 2}")),
+            st.integers(0, 7),
+            st.sampled_from([0, 1, 60, 120, 121, 400]),
+        ),
+        st.builds(
+            lambda number, amount: (
+                RefundTold,
+                {"order_id": f"o{number}", "refund_id": f"r{amount}", "amount_minor": amount},
+            ),
+            st.integers(0, 7),
+            st.sampled_from([40, EVERYTHING]),
+        ),
+        st.integers(1, 120).map(lambda days: (None, days)),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(LONG_TELLINGS)
+def test_however_late_it_is_told_facts_are_those_of_all_orders(tellings: list[tuple[Any, Any]]) -> None:
+    village = Village(known="string(facts.orders_total) + facts.home_site")
+    for kind, said in tellings:
+        if kind is None:
+            village.wait(said * DAY)
+        else:
+            village.do(kind, **said)
+        profile = village.profile()
+        all_of_them = profile.purchases()
+        assert facts(village) == facts_of(all_of_them, village.at, ZONE, HORIZON)
+        assert profile.past == profile.past.anew(all_of_them)
 
 
 # --- an entry, offered --------------------------------------------------------------------------------

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import nats
 import pytest
 from grpc import StatusCode
@@ -16,6 +19,7 @@ from loyalty.points.v1.points_events_pb2 import TierChanged
 from nats.js.errors import NotFoundError
 
 from services.cli.house import House
+from services.groups.domain.coordinates import Datum, Point, to_wgs84
 from tests.conftest import NOON, OpenHouse
 from tests.database import ask
 from tests.groups.calls import (
@@ -27,6 +31,7 @@ from tests.groups.calls import (
     join,
     known,
     leave,
+    nearby,
     read_group,
     seat,
     settle,
@@ -91,19 +96,24 @@ def live(groups: Groups, make: Maker, marker: str) -> tuple[str, pb.Group]:
 # --- where a text can be ------------------------------------------------------------------------------
 
 
-def in_tables(house: House, marker: str) -> set[str]:
-    """Tables with a row that holds the marker, as text or within bytes."""
+def in_tables(house: House, *markers: str | bytes) -> set[str]:
+    """Tables with a row that holds one of the markers, as text or within bytes."""
     names = ask(house, "groups", "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-    held = "t::text LIKE '%' || $1 || '%' OR t::text LIKE '%' || $2 || '%'"
+    texts = [marker for marker in markers if isinstance(marker, str)]
+    held = [f"%{text}%" for text in (*texts, *(_bytes(marker).hex() for marker in markers))]
     return {
         name
         for (name,) in names
-        if ask(house, "groups", f"SELECT FROM {name} t WHERE {held}", marker, marker.encode().hex())
+        if ask(house, "groups", f"SELECT FROM {name} t WHERE t::text LIKE ANY($1)", held)
     }
 
 
-def in_stream(house: House, member: str) -> set[str]:
-    """What the service's stream holds about a member, by subject."""
+def _bytes(marker: str | bytes) -> bytes:
+    return marker.encode() if isinstance(marker, str) else marker
+
+
+def in_stream(house: House, *markers: str | bytes) -> set[str]:
+    """What the service's stream holds with one of the markers in it, by subject."""
 
     async def look() -> set[str]:
         client = await nats.connect(house.nats.url)
@@ -116,7 +126,7 @@ def in_stream(house: House, member: str) -> set[str]:
                     message = await jetstream.get_msg("GROUPS", sequence)
                 except NotFoundError:
                     continue
-                if member.encode() in (message.data or b""):
+                if any(_bytes(marker) in (message.data or b"") for marker in markers):
                     found.add(str(message.subject).rpartition(".")[2])
             return found
         finally:
@@ -202,3 +212,35 @@ def test_a_member_of_whom_only_others_told_is_exported_and_erased(groups: Groups
     assert dict(found.told) == {"tier": "gold"}
     assert erase(groups, member).facts == 1
     assert not export(groups, member)[0].told
+
+
+def as_kept(degrees: float) -> list[str | bytes]:
+    """How coordinates might be kept, to a metre: their digits, and their bytes either way round."""
+    return [f"{degrees:.6f}"[:-1], struct.pack("<d", degrees), struct.pack(">d", degrees)]
+
+
+def test_where_a_member_is_stays_nowhere(groups: Groups, make: Maker) -> None:
+    house, member = groups.house, fresh("member")
+    region, [site] = settle(groups, 4000)
+    there = at(region, 4321.098765)
+    swapped = pb.Location(latitude=121.4736917, longitude=31.2303917, datum=pb.DATUM_WGS84)
+    here = pb.Location(latitude=31.2304321, longitude=121.4737654, datum=pb.DATUM_GCJ02)
+    meant = to_wgs84(Point(here.latitude, here.longitude), Datum.GCJ02)
+    near, elsewhere = seat(groups, member, make(), location=there), fresh("member")
+    assert (near.distance_m, near.membership.site_id) == (321, site.site_id)
+    scheme = make(threshold=[{"name": "never", "expression": "false"}])
+    nearby(groups, scheme, member, location=there)
+    with refused(StatusCode.FAILED_PRECONDITION, "THRESHOLD_NOT_MET"):
+        assign(groups, member, scheme_id=scheme.scheme_id, location=there)
+    seat(groups, elsewhere, make(), location=here)
+    with suppress(grpc.RpcError):
+        assign(groups, elsewhere, scheme_id=scheme.scheme_id, location=swapped)
+    eventually(lambda: in_stream(house, member, elsewhere) == {"MemberAssigned"})
+    degrees = (value for one in (there, here, meant, swapped) for value in (one.latitude, one.longitude))
+    # The longitude of a region is that of its site, too.
+    kept = [form for value in degrees if value != region[1] for form in as_kept(value)]
+    assert in_tables(house, *kept) == set()
+    assert in_stream(house, *kept) == set()
+    logs = b"".join(log.read_bytes() for log in house.data.glob("*.log"))
+    assert not any(_bytes(form) in logs for form in kept)
+    assert in_tables(house, *as_kept(site.location.latitude)) == {"sites", "requests"}  # it would be found

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.chassis.answers import Answered, Done
 from services.chassis.consumer import Delivery
 from services.chassis.database import Connection, Database
 from services.chassis.ids import bucket
@@ -30,7 +31,7 @@ from services.groups.domain.profile import (
 from services.groups.domain.seats import Group, GroupStatus, SeriesName
 from services.groups.domain.sites import Site
 from services.groups.errors import GroupUnknown
-from services.groups.store import Answered, Changes, Seen, Wanted, WantedSeries
+from services.groups.store import Changes, Seen, Wanted, WantedSeries
 from tests.conftest import NOON
 from tests.groups.profiles import profiles, successors
 from tests.support import TIMEOUT, fresh
@@ -43,8 +44,8 @@ DAY = timedelta(days=1)
 
 async def write(connection: Connection, seen: Seen, *later: Profile, **more: Any) -> None:
     """Saves what members have become."""
-    after = replace(seen, profiles=seen.profiles | {profile.member_id: profile for profile in later})
-    await store.save(connection, Changes(seen, after, **more), NOON)
+    after = replace(seen, profiles=seen.profiles | {profile.member_id: profile for profile in later}, **more)
+    await store.save(connection, Changes(seen, after), NOON)
 
 
 async def keep(database: Database, *later: Profile, **more: Any) -> None:
@@ -168,22 +169,32 @@ def test_what_was_saved_is_found_again_and_so_is_what_became_of_it(
     profile = data.draw(profiles(fresh("member")))
     later = data.draw(successors(profile))
     runner.run(keep(steady, profile))
-    assert runner.run(_both(steady, profile.member_id)) == (profile, profile)
+    runner.run(_check_kept(steady, profile))
     runner.run(_rewrite(steady, later))
-    assert runner.run(_both(steady, profile.member_id)) == (later, later)
+    runner.run(_check_kept(steady, later))
 
 
-async def _both(database: Database, member: str) -> tuple[Profile, Profile]:
-    """A member under the lock, and as it is read."""
+async def _check_kept(database: Database, profile: Profile) -> None:
+    """A member is as it was kept: under the lock, and as it is read, alone and in a page."""
+    member = profile.member_id
+    recent = {one.order_id: profile.orders[one.order_id] for one in profile.recent()}
     async with database.read() as connection:
         read = await store.profiles(connection, [member, fresh("nobody")])
-    assert len(read) == 1
-    return await whole(database, member), read[member]
+    assert read == {member: replace(profile, orders=recent)}
+    assert await whole(database, member) == read[member]
+    async with database.snapshot() as connection:
+        before = (bucket(member), member[:-1])
+        assert (await store.profile_page(connection, before, 1_000))[member] == read[member]
+    named = {(member, order_id) for order_id in profile.orders}
+    seen = await see(database, Wanted(NOON, {member}, facts_of={member}, orders=named))
+    past = any(profile.past.holds(one) for one in profile.purchases())
+    assert seen.profiles[member] == replace(profile, whole=past)
 
 
 async def _rewrite(database: Database, later: Profile) -> None:
     async with database.begin() as connection:
-        wanted = Wanted(NOON, {later.member_id}, facts_of={later.member_id})
+        named = {(later.member_id, order_id) for order_id in later.orders}
+        wanted = Wanted(NOON, {later.member_id}, facts_of={later.member_id}, orders=named)
         seen = await store.lock(connection, wanted)
         await write(connection, seen, later)
 
@@ -246,8 +257,10 @@ async def test_a_member_to_whom_nothing_came_is_dropped_again(database: Database
             connection,
             seen,
             with_stays(seated, a_seat("scheme")),
-            answers={(asked, "request"): Answered(b"hash", b"answer")},
-            events=[InboxKey(told, "groups", "points", "event", "POINTS", 1)],
+            done=Done(
+                new_answers={(asked, "request"): Answered(b"hash", b"answer")},
+                new_events=[InboxKey(told, "groups", "points", "event", "POINTS", 1)],
+            ),
         )
     assert [await known(database, member) for member in (idle, asked, told, seated)] == [
         *(False, True, True, True)
@@ -361,10 +374,11 @@ async def test_first_answers_and_events_are_known_again(database: Database) -> N
     member, other = fresh("member"), fresh("member")
     event = InboxKey(member, "groups", "points", fresh("event"), "POINTS", 7)
     answered = Answered(b"hash", b"answer")
-    await keep(database, Profile(member), answers={(member, "request"): answered}, events=[event])
+    done = Done(new_answers={(member, "request"): answered}, new_events=[event])
+    await keep(database, Profile(member), done=done)
     asked = {(member, "request"), (member, "another"), (other, "request")}
     seen = await see(database, Wanted(NOON, {member, other}, requests=asked, events=[event]))
-    assert (seen.answers, seen.events) == ({(member, "request"): answered}, {tuple(event[:4])})
+    assert seen.done == Done({(member, "request"): answered}, {tuple(event[:4])})
 
 
 async def test_of_memberships_the_latest_of_each_scheme_is_seen(database: Database) -> None:
@@ -770,8 +784,9 @@ async def test_of_an_erased_member_memberships_stay_and_what_it_is_and_where_it_
         await keep(
             database,
             profile(name),
-            answers={(name, "request"): answered},
-            events=[event] if name == member else [],
+            done=Done(
+                new_answers={(name, "request"): answered}, new_events=[event] if name == member else []
+            ),
         )
     async with database.begin() as connection:
         await store.lock(connection, Wanted(NOON, {member}))
@@ -782,7 +797,7 @@ async def test_of_an_erased_member_memberships_stay_and_what_it_is_and_where_it_
     stays = {seat.membership_id: blank}
     assert await whole(database, member) == Profile(member, 3, memberships=stays, known=True)
     asked = {(member, "request"), (other, "request")}
-    assert (await see(database, Wanted(NOON, {member, other}, requests=asked))).answers == {
+    assert (await see(database, Wanted(NOON, {member, other}, requests=asked))).done.answers == {
         (member, "request"): Answered(b"hash", None),
         (other, "request"): answered,
     }

@@ -246,10 +246,24 @@ async def test_a_reward_may_name_its_group(town: Clockwork) -> None:
 
 async def test_a_reward_that_cannot_be_given_is_refused_with_the_event_that_asked(town: Clockwork) -> None:
     member, name = fresh("ann"), fresh("reward")
-    told = granted(town, member, name, "nothing-of-ours")
-    assert await town.tell(told, told) == [None, None]
+    once = town.delivery(granted(town, member, name, "nothing-of-ours"))
+    assert await town.deliver(once, once) == [None, None]
     (refusal,) = await town.heard(member, epb.FulfilmentRefused)
     assert (refusal.reward_id, refusal.reason) == (name, "SCHEME_UNKNOWN")
+
+
+async def test_a_reward_that_was_refused_is_given_once_when_told_again_after_that_was_mended(
+    town: Clockwork,
+) -> None:
+    member, name, fans = fresh("ann"), fresh("reward"), fresh("fans")
+    told = granted(town, member, name, fans)
+    assert await town.tell(told) == [None]
+    await town.put(scheme(fans, default_site_id="mill"))
+    assert await town.tell(told, told) == [None, None]
+    assert await town.told(member) == ["FulfilmentRefused", "MemberAssigned", "RewardFulfilled"]
+    assert (await town.membership(member, fans)).reward_id == name
+    assert await town.tell(clawed_back(town, member, name, fans), told) == [None, None]
+    assert not any(one.active for one in (await town.profile(member)).memberships.values())
 
 
 async def test_a_reward_is_taken_back_also_where_that_is_told_first(town: Clockwork) -> None:

@@ -12,16 +12,17 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from services.chassis.clock import wall
-from services.chassis.database import Database
+from services.chassis.database import Connection, Database
 from services.chassis.ids import bucket
 from services.cli.servers import Postgres
-from services.groups import store, sweeps
+from services.groups import service, store, sweeps
 from services.groups.commands import TagMember
 from services.groups.domain.profile import Ending, MembershipStatus, Tag
 from services.groups.domain.seats import DissolveReason, GroupStatus
+from services.groups.wanting import Asked
 from tests.conftest import NOON
 from tests.groups.clockwork import Clockwork, empty
-from tests.groups.town import ZONE, check_seats, make_database, scheme, shop
+from tests.groups.town import PATIENCE, ZONE, check_seats, make_database, scheme, shop
 from tests.groups.village import segments
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
@@ -278,7 +279,7 @@ async def test_seats_in_a_group_of_which_the_platform_takes_nobody_more_are_give
 async def test_all_members_are_looked_at_when_a_scheme_is_put_and_once_more_when_the_programme_is(
     town: Clockwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeps, "SETTLE_BATCH", 4)
+    monkeypatch.setattr(sweeps, "EVALUATE_PAGE", 4)
     members = [f"member-{number}" for number in range(10)]
     for number, member in enumerate(members):
         await town.buy(member, "shop-0", amount_minor=100 * number)
@@ -304,7 +305,7 @@ async def test_all_members_are_looked_at_when_a_scheme_is_put_and_once_more_when
 async def test_a_look_at_all_goes_on_in_another_process_and_ends_once(
     town: Clockwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeps, "SETTLE_BATCH", 3)
+    monkeypatch.setattr(sweeps, "EVALUATE_PAGE", 3)
     members = [f"member-{number}" for number in range(7)]
     for member in members:
         await town.buy(member, "shop-0")
@@ -321,6 +322,75 @@ async def test_a_look_at_all_goes_on_in_another_process_and_ends_once(
     await others[0].work("evaluate")
     for member in members:
         assert await town.told(member) == ["MemberAssigned"]
+
+
+async def test_who_stays_as_it_is_is_neither_written_nor_told_of(town: Clockwork) -> None:
+    members = [f"member-{number}" for number in range(6)]
+    for number, member in enumerate(members):
+        await town.buy(member, "shop-0", amount_minor=100 * number)
+    split = segments(rich="facts.spend_90d_minor > 200", poor="true")
+    await town.put_for_all(scheme("purse", "BY_TAG", segments=split, capacity=20))
+    await town.work("evaluate")
+    rows = """SELECT array_agg((m.member_id, m.xmin, s.xmin)::text ORDER BY m.member_id)
+        FROM members m JOIN memberships s USING (bucket, member_id)"""
+    async with town.database.read() as connection:
+        before = await connection.fetchval(rows)
+    told = [await town.told(member) for member in members]
+    rule = {"key": "rich", "expression": "facts.spend_90d_minor > 9000 ? 'yes' : ''"}
+    await town.programme_for_all(tag_rules=[rule])
+    await town.work("evaluate")
+    async with town.database.read() as connection:
+        assert await connection.fetchval(rows) == before
+        assert not await store.open_evaluations(connection, 1)
+    assert [await town.told(member) for member in members] == told
+    assert len(before) == len(members)
+
+
+async def test_who_is_tagged_while_all_are_looked_at_ends_where_it_belongs(
+    town: Clockwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeps, "EVALUATE_PAGE", 5)
+    other = Clockwork(town.database, town.clock)
+    members = [f"member-{number}" for number in range(20)]
+    split = segments(**{name: f"'box' in tags && tags.box == '{name}'" for name in ("a1", "b1", "b2")})
+    await town.put(scheme("split", "BY_TAG", segments=split, capacity=20, seat_hold_minutes=60))
+    await asyncio.gather(*(town.tag(member, n="1") for member in members))
+    for letter in "ab":
+        rule = {"key": "box", "expression": f"'n' in tags ? '{letter}' + tags.n : ''"}
+        await town.programme_for_all(tag_rules=[rule])
+        retagged = members[::3] if letter == "b" else []
+        await asyncio.gather(town.work("evaluate"), *(other.tag(member, n="2") for member in retagged))
+    for number, member in enumerate(members):
+        belongs = "b1" if number % 3 else "b2"
+        assert (await town.profile(member)).tags["box"].value == belongs
+        assert (await town.membership(member, "split")).anchor == belongs
+    await check_seats(town.database, ["split"])
+
+
+async def test_who_is_written_by_what_was_in_force_before_is_looked_at_after_that(
+    town: Clockwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = asyncio.Event()
+    older_transactions = store.older_transactions
+
+    async def older(connection: Connection, since: datetime) -> int:
+        count = await older_transactions(connection, since)
+        looked.set()
+        return count
+
+    await town.tag("ann", other="1")
+    tag = Tag(key="vip", value="yes", source="crm", set_time=town.at)
+    command = TagMember(member_id="ann", request_id="r", payload_hash=b"", actor="test", tags=(tag,))
+    monkeypatch.setattr(store, "older_transactions", older)
+    async with town.database.begin() as connection:
+        await service.post(connection, [Asked(command)], town.lore, town.at)
+        rule = {"key": "is", "expression": "'vip' in tags ? 'vip' : ''"}
+        await town.programme_for_all(tag_rules=[rule])  # which the command could not know of
+        sweep = asyncio.create_task(town.sweep("evaluate"))
+        await asyncio.wait_for(looked.wait(), PATIENCE)
+    await sweep
+    await town.work("evaluate")
+    assert (await town.profile("ann")).tags["is"].value == "vip"
 
 
 # --- what is kept no longer ---------------------------------------------------------------------------

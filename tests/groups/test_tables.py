@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import date, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -16,64 +12,40 @@ import pytest
 import sqlalchemy as sa
 
 from services.chassis import migrations
-from services.chassis.database import Connection, Database
-from services.chassis.ids import bucket
+from services.chassis.database import Database
 from services.cli.servers import Postgres
 from services.groups import tables
+from services.groups.__main__ import SCHEMA
 from services.groups.domain.profile import Basis, Ending, MembershipStatus
 from services.groups.domain.schemes import SchemeKind
 from services.groups.domain.seats import GroupStatus
+from tests import schema
 from tests.conftest import NOON
-from tests.groups.conftest import MIGRATIONS, owner_url
-from tests.points.test_migrations import EXCLUDED, SQUAWK
+from tests.schema import put, violated
 from tests.support import fresh
 
 DAY = timedelta(days=1)
 MEMBER_TABLES = [table for table in tables.metadata.sorted_tables if "bucket" in table.c]
-PLAIN: Mapping[type[Any], Any] = {
-    sa.Text: "",
-    sa.SmallInteger: 0,
-    sa.BigInteger: 0,
-    sa.Double: 0.0,
-    sa.Boolean: False,
-    sa.Date: date(2026, 6, 15),
-    sa.LargeBinary: b"",
-    sa.dialects.postgresql.JSONB: "{}",
-    sa.dialects.postgresql.TIMESTAMP: NOON,
-}
+OWN_TABLES = [tables.metadata.tables[name] for name in tables.CHANGING]
+EACH_TABLE = pytest.mark.parametrize("table", OWN_TABLES, ids=str)
 
 
 def test_the_migrated_database_is_what_the_code_declares(groups_server: Postgres) -> None:
-    assert migrations.drift(owner_url(groups_server), tables.metadata) == []
+    assert migrations.drift(schema.owner_url(groups_server, "groups"), tables.metadata) == []
 
 
 def test_the_migrations_pass_the_linter(tmp_path: Path) -> None:
-    script = tmp_path / "groups.sql"
-    script.write_text(migrations.sql(MIGRATIONS, tables.metadata))
-    result = subprocess.run(
-        [SQUAWK, "--pg-version", "18.0", "--exclude", EXCLUDED, script],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout
+    schema.passes_the_linter(SCHEMA, tmp_path)
 
 
-@pytest.mark.parametrize("table", MEMBER_TABLES, ids=lambda table: str(table.name))
+@pytest.mark.parametrize("table", MEMBER_TABLES, ids=str)
 def test_every_key_of_a_member_begins_with_its_bucket(table: sa.Table) -> None:
-    if table is tables.outbox:
-        return  # its key is its place in the order of events
-    key = [column.name for column in table.primary_key.columns]
-    assert key[0] == "bucket"
-    assert key[1] in ("member_id", "scope")
+    schema.begins_with_its_bucket(table)
 
 
-@pytest.mark.parametrize("name", tables.CHANGING)
-def test_a_row_begins_with_its_key(name: str) -> None:
-    table = tables.metadata.tables[name]
-    key = [column.name for column in table.primary_key.columns]
-    assert [column.name for column in table.columns][: len(key)] == key
-    assert not set(tables.CHANGING[name]) & set(key)
+@EACH_TABLE
+def test_a_row_begins_with_its_key(table: sa.Table) -> None:
+    schema.begins_with_its_key(table, tables.CHANGING[table.name])
 
 
 @pytest.mark.parametrize(
@@ -88,11 +60,7 @@ def test_a_row_begins_with_its_key(name: str) -> None:
     ids=lambda value: str(value) if isinstance(value, sa.Column) else "",
 )
 def test_a_word_is_one_of_those_in_the_domain(column: sa.Column[str], words: set[StrEnum]) -> None:
-    table = column.table
-    assert isinstance(table, sa.Table)
-    checks = [c for c in table.constraints if isinstance(c, sa.CheckConstraint)]
-    check = next(c for c in checks if c.name == f"{table.name}_{column.name}")
-    assert set(re.findall(r"'(\w+)'", str(check.sqltext))) == words
+    schema.says_one_of(column, words)
 
 
 def test_a_group_that_only_gets_a_member_is_written_without_its_indexes() -> None:
@@ -108,56 +76,26 @@ def test_a_group_that_only_gets_a_member_is_written_without_its_indexes() -> Non
 # --- what the service's role may do -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", tables.CHANGING)
-async def test_the_service_role_cannot_change_a_fact(database: Database, name: str) -> None:
+@EACH_TABLE
+async def test_the_service_role_cannot_change_a_fact(database: Database, table: sa.Table) -> None:
     async with database.read() as connection:
-        for column in tables.metadata.tables[name].columns:
-            value = column.name if column.computed is None else "DEFAULT"
-            statement = f"UPDATE {name} SET {column.name} = {value} WHERE false"  # noqa: S608 - our own
-            if column.name in tables.CHANGING[name]:
-                await connection.execute(statement)
-            else:
-                with pytest.raises(asyncpg.InsufficientPrivilegeError):
-                    await connection.execute(statement)
+        await schema.changes_nothing_but(connection, table, tables.CHANGING[table.name])
 
 
-@pytest.mark.parametrize("name", tables.CHANGING)
+@EACH_TABLE
 async def test_the_service_role_drops_nothing_but_unborn_members_tags_and_orders(
-    database: Database, name: str
+    database: Database, table: sa.Table
 ) -> None:
     async with database.read() as connection:
-        with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await connection.execute(f"TRUNCATE {name}")
-        delete = f"DELETE FROM {name} WHERE false"  # noqa: S608 - our own
-        if name in tables.GOING:
-            await connection.execute(delete)
-        else:
-            with pytest.raises(asyncpg.InsufficientPrivilegeError):
-                await connection.execute(delete)
+        await schema.drops_nothing_but(connection, table, tables.GOING)
 
 
 async def test_the_service_role_cannot_turn_the_epoch(database: Database) -> None:
     async with database.read() as connection:
-        with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await connection.execute("UPDATE meta SET epoch = 2")
+        await schema.cannot_turn_the_epoch(connection)
 
 
 # --- what cannot be, whoever writes it ----------------------------------------------------------------
-
-
-async def put(connection: Connection, table: sa.Table, **given: Any) -> None:
-    """Adds a row, with what is not given as nothing."""
-    row = {
-        column.name: None if column.nullable else PLAIN.get(type(column.type))
-        for column in table.columns
-        if column.name != "bucket" and column.computed is None
-    }
-    row |= given
-    if "bucket" in table.c:
-        row["bucket"] = bucket(row["member_id"])
-    places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
-    statement = f"INSERT INTO {table.name} ({', '.join(row)}) VALUES ({places})"  # noqa: S608 - our own
-    await connection.execute(statement, *row.values())
 
 
 def stay(**more: Any) -> dict[str, Any]:
@@ -188,14 +126,6 @@ def group(**more: Any) -> dict[str, Any]:
         "status": "OPEN",
     }
     return {"group_id": fresh("grp"), **made} | more
-
-
-@contextmanager
-def violated(kind: type[asyncpg.IntegrityConstraintViolationError], name: str) -> Iterator[None]:
-    """The block breaks this constraint."""
-    with pytest.raises(kind) as broken:
-        yield
-    assert broken.value.constraint_name == name
 
 
 async def test_a_member_is_in_a_scheme_once_at_a_time(database: Database) -> None:

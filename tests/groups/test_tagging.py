@@ -16,7 +16,7 @@ from loyalty.groups.v1 import groups_service_pb2 as pb
 from services.chassis.database import Database
 from services.chassis.timestamps import instant
 from services.cli.servers import Postgres
-from services.groups import tagging
+from services.groups import rules, store, tagging
 from services.groups.commands import (
     AssignMember,
     JoinGroup,
@@ -29,7 +29,9 @@ from services.groups.commands import (
     TagMember,
     UntagMember,
 )
-from services.groups.domain.profile import TIER
+from services.groups.domain.facts import Facts
+from services.groups.domain.profile import TIER, Profile
+from services.groups.domain.schemes import Programme
 from services.groups.errors import TagDerived, TagTimePast, TooManyTags
 from tests.groups.town import StandingClock, Town, by_event, check_seats, make_database, shop
 from tests.groups.town import scheme as stored_scheme
@@ -41,6 +43,7 @@ from tests.groups.village import (
     MIDNIGHT,
     NOON,
     TICK,
+    ZONE,
     Village,
     condition,
     scheme,
@@ -506,3 +509,41 @@ async def test_what_was_known_is_known_again_by_another_process(towns: tuple[Tow
     other.wait(hours=1)
     await other.do(Settle, "zoe")
     assert {*(await one.profile("zoe")).tags} <= {"life"}
+
+
+async def test_of_a_long_history_only_what_is_recent_is_read_and_a_late_refund_still_counts(
+    towns: tuple[Town, Town],
+) -> None:
+    one, other = towns
+
+    async def tell(town: Town, number: int, store: str, days: int) -> None:
+        told = {"store_id": store, "city": "", "paid_time": one.at - days * DAY, "amount_minor": 500}
+        await town.do(OrderTold, "yan", order_id=f"y{number}", **told, **by_event("yan"))
+
+    async def refund(town: Town, number: int) -> None:
+        said = {"order_id": f"y{number}", "refund_id": "r", "amount_minor": 500}
+        await town.do(RefundTold, "yan", **said, **by_event("yan"))
+
+    async def known() -> tuple[Profile, Facts]:
+        profile = await other.profile("yan")
+        return profile, rules.facts_of(profile, Programme(), one.at, ZONE)
+
+    for number in range(6):
+        await tell(towns[number % 2], number, "old" if number < 3 else "new", 300 - 10 * number)
+    await tell(one, 6, "new", 1)
+    profile, found = await known()
+    assert profile.orders.keys() == {"y6"}
+    assert (found.orders_total, found.first_days, found.home_site) == (7, 300, "new")
+    await refund(other, 0)  # the first there is
+    await refund(one, 5)
+    await tell(other, 4, "new", 260)  # told again
+    await tell(one, 7, "old", 200)
+    await asyncio.gather(tell(one, 8, "old", 310), refund(one, 8))
+    profile, found = await known()
+    assert profile.orders.keys() == {"y6"}
+    assert (found.orders_total, found.first_days, found.home_site) == (6, 290, "new")
+    async with one.database.read() as connection:
+        rows = await store.order_page(connection, "yan", None, 100)
+    assert profile.past == profile.past.anew(
+        purchase for row in rows if (purchase := store.to_order(row).purchase) is not None
+    )

@@ -9,18 +9,17 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
-import asyncpg
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from loyalty.groups.v1 import groups_service_pb2 as pb
 
-from services.chassis import migrations
 from services.chassis.database import Database
 from services.chassis.errors import INFRASTRUCTURE
 from services.chassis.ids import bucket
 from services.chassis.inbox import InboxKey
 from services.cli.servers import Postgres
-from services.groups import closing, opening, store, tables
+from services.groups import closing, opening, store
+from services.groups.__main__ import SCHEMA
 from services.groups.batches import Batches
 from services.groups.commands import AssignMember, Command, JoinGroup, LeaveGroup, OrderTold, TagMember
 from services.groups.domain.coordinates import Point
@@ -29,8 +28,8 @@ from services.groups.domain.seats import Group
 from services.groups.domain.sites import Site
 from services.groups.service import Lore
 from services.groups.steps import Terms
+from tests import schema
 from tests.conftest import NOON
-from tests.groups.conftest import MIGRATIONS
 from tests.support import TIMEOUT, fresh
 
 Announced = TypeVar("Announced", bound=Message)
@@ -43,19 +42,7 @@ DEGREE_M = 111_195.08  # a degree of latitude
 
 def make_database(server: Postgres) -> str:
     """Makes an empty database on the groups' server, where all rows are the test's own; its URL."""
-    name = fresh("own").replace("-", "_")
-
-    async def create() -> None:
-        connection = await asyncpg.connect(server.url())
-        try:
-            await connection.execute(f"CREATE DATABASE {name} OWNER groups_owner")
-        finally:
-            await connection.close()
-
-    asyncio.run(create())
-    owner = server.url(name, "groups_owner", "groups_owner")
-    migrations.upgrade(owner, MIGRATIONS, tables.metadata, tables.grants("groups"))
-    return server.url(name, "groups", "groups")
+    return schema.make_database(server, "groups", SCHEMA)
 
 
 def by_event(member: str) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class Village:
 
     def answer(self, kind: type[Command], member: str = ANN, **fields: Any) -> Answer:
         """Does a command, and gives what the fold gives."""
-        self.seen.profiles.setdefault(member, Profile(member, known=True))
+        self.seen.profiles.setdefault(member, Profile(member, known=True, whole=True))
         request_id = f"request-{next(self._numbers)}"
         command = kind(member_id=member, request_id=request_id, payload_hash=b"", actor="test", **fields)
         while True:

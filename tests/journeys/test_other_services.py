@@ -31,7 +31,8 @@ from loyalty.referral.v1 import referral_events_pb2 as referral
 
 from services.cli.house import House
 from services.points.audit import audit
-from services.points.domain.ledger import MAX_BALANCE
+from services.points.commands import Adjust
+from services.points.domain.ledger import MAX_BALANCE, Unit
 from tests.chaos.levers import sql
 from tests.chaos.listener import Listener
 from tests.conftest import NOON, OpenHouse
@@ -855,6 +856,24 @@ async def test_a_reward_that_cannot_be_credited_is_refused_by_an_event(
     assert (answer.reward_id, answer.reason) == (reward, "BALANCE_LIMIT")
     await publisher.tell(clawed_back(member, 1, reward))  # what was not given is not taken
     assert points.balance(member).available == MAX_BALANCE
+    assert await letters(house, publisher) == []
+
+
+async def test_a_reward_that_was_refused_is_credited_once_when_it_is_told_again(
+    house: House, points: Points, publisher: Publisher
+) -> None:
+    member, reward = fresh("rich"), fresh("reward")
+    whose: dict[str, Any] = {"member_id": member, "request_id": "full", "payload_hash": b"", "actor": "test"}
+    await post(house, [Adjust(**whose, unit=Unit.POINTS, amount=MAX_BALANCE, reason="a test")])
+    await publisher.tell(granted(member, 1, reward))
+    points.redeem(member, 10)
+    for _ in range(2):
+        await publisher.tell(granted(member, 1, reward))
+    assert points.balance(member).available == MAX_BALANCE - 9
+    assert await kinds(house, member) == ["ADJUST", "REDEEM", "EARN"]
+    (refusal,) = await heard(house, member, FulfilmentRefused, 1)
+    (done,) = await heard(house, member, RewardFulfilled, 1)
+    assert (refusal.reward_id, done.reward_id) == (reward, reward)
     assert await letters(house, publisher) == []
 
 

@@ -16,8 +16,8 @@ from loyalty.points.v1 import points_service_pb2 as pb
 from services.chassis.auth import MemberAccess
 from services.cli.house import House
 from services.points.api import ADMIN, METHODS, READ, WRITE
-from tests.contract import call, empty
-from tests.issuer import Issuer, bad_tokens, guarded
+from tests.contract import call
+from tests.issuer import Issuer, guarded, refuses_bad_tokens, refuses_other_members, refuses_other_scopes
 from tests.points.calls import a_refund, place, read_hold, refund
 from tests.points.requests import GOOD, fingerprint
 from tests.support import Points, eventually, fresh, order, outcome, refused
@@ -54,14 +54,7 @@ def good(points: Points, method: str, member: str | None = None) -> Message:
 
 @EACH_METHOD
 def test_no_method_opens_without_a_good_token(issuer: Issuer, till: Points, method: str) -> None:
-    for reason, bad in bad_tokens(issuer).items():
-        for token in bad:
-            till.metadata, kept = [("authorization", f"Bearer {token}")] if token else None, till.metadata
-            try:
-                with refused(StatusCode.UNAUTHENTICATED, reason):
-                    call(till, method, good(till, method))
-            finally:
-                till.metadata = kept
+    refuses_bad_tokens(issuer, till, method, good(till, method))
 
 
 @EACH_METHOD
@@ -70,18 +63,13 @@ def test_every_method_needs_its_scope_and_says_so_before_anything_else(
 ) -> None:
     needed = METHODS[method].scope
     others = " ".join({READ, WRITE, ADMIN, "cards.admin", "points"} - {needed})
-    before = fingerprint(till)
+    request = good(till, method, fresh("nobody"))
     with issuer.open(Points, others) as points:
-        member = fresh("nobody")  # denied before existence, and before shape
-        for request in (good(points, method, member), empty(method)):
-            with refused(StatusCode.PERMISSION_DENIED, "SCOPE_MISSING") as refusal:
-                call(points, method, request)
-            assert refusal.metadata == {"scope": needed}
-    assert fingerprint(till) == before
+        refuses_other_scopes(points, method, needed, request, lambda: fingerprint(till))
     with issuer.open(Points, needed) as points:
         # Nobody knows the member, so some methods fail; but the caller was let in.
         let_in = {StatusCode.OK, StatusCode.NOT_FOUND, StatusCode.FAILED_PRECONDITION}
-        assert outcome(lambda: call(points, method, good(points, method, member))) in let_in
+        assert outcome(lambda: call(points, method, request)) in let_in
 
 
 def test_a_member_reads_its_own(issuer: Issuer, till: Points) -> None:
@@ -112,14 +100,10 @@ def test_a_member_sees_no_other_member_and_calls_nothing_else(
     member, other = fresh("member"), fresh("member")
     for who in (member, other):
         till.adjust(who, 5)
-    before = fingerprint(till)
-    with issuer.open(Points, EVERYTHING, member_id=member) as points:
-        reason = "MEMBER_MISMATCH" if method in SELF_SERVICE else "MEMBER_TOKEN_REFUSED"
-        with refused(StatusCode.PERMISSION_DENIED, reason):
-            call(points, method, good(points, method, other))
-        if method not in SELF_SERVICE:
-            with refused(StatusCode.PERMISSION_DENIED, reason):
-                call(points, method, good(points, method, member))
+    before, opened = fingerprint(till), method in SELF_SERVICE
+    with issuer.open(Points, member_id=member) as points:
+        mine, another = (good(till, method, who) for who in (member, other))
+        refuses_other_members(points, method, mine, another, opened=opened)
     assert fingerprint(till) == before
 
 

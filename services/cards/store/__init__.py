@@ -1,7 +1,7 @@
 """Every SQL statement of the service, and rows to domain and back."""
 
 from services.cards.store.batch import lock, save
-from services.cards.store.boxes import DEAD_LETTERS, INBOX, INBOX_KEPT, OUTBOX, OUTBOX_KEPT, REQUESTS
+from services.cards.store.boxes import DEAD_LETTERS, INBOX, OUTBOX, REQUESTS
 from services.cards.store.erasure import Erased, erase
 from services.cards.store.products import (
     add_product,
@@ -17,7 +17,6 @@ from services.cards.store.reads import (
     card_page,
     code_hash,
     due_members,
-    epoch,
     member,
     member_of_order,
     open_renewals,
@@ -34,16 +33,14 @@ from services.cards.store.reads import (
     wallets,
 )
 from services.cards.store.rows import to_order, to_use
-from services.cards.store.wanted import Answered, Changes, Seen, Wanted
+from services.cards.store.wanted import Changes, Seen, Wanted
+from services.chassis.tables import epoch
 
 __all__ = [
     "DEAD_LETTERS",
     "INBOX",
-    "INBOX_KEPT",
     "OUTBOX",
-    "OUTBOX_KEPT",
     "REQUESTS",
-    "Answered",
     "Changes",
     "Erased",
     "Saving",

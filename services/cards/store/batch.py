@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import chain
-from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 
 from services.cards import tables as t
 from services.cards.domain.payments import OrderStatus
 from services.cards.domain.quotas import UseStatus
 from services.cards.domain.wallet import KeptOrder, Wallet
-from services.cards.store.boxes import INBOX
+from services.cards.store.boxes import ANSWERS
 from services.cards.store.rows import (
     basket_rows,
     card_rows,
@@ -43,37 +39,23 @@ from services.cards.store.rows import (
     use_rows,
     window_rows,
 )
-from services.cards.store.wanted import Answered, Changes, Named, Seen, Wanted
+from services.cards.store.wanted import Changes, Seen, Wanted
+from services.chassis.answers import Named
 from services.chassis.database import Connection, Insert, Row, Statement, rows_of
-from services.chassis.ids import bucket
-from services.chassis.statements import MEMBER, By, Lookup, Upsert, Values, given_members, keyed, keys, one_of
-
-K = TypeVar("K")
-T = TypeVar("T")
+from services.chassis.members import Members
+from services.chassis.statements import (
+    MEMBER,
+    By,
+    Lookup,
+    Upsert,
+    dropping,
+    keyed,
+    keys,
+    one_of,
+    replaced,
+)
 
 # --- lock ---------------------------------------------------------------------------------------------
-
-
-def _statements_about_members() -> dict[str, Statement]:
-    given, mine = given_members()
-    return {
-        "add": Statement(
-            insert(t.members)
-            .from_select(
-                ["bucket", "member_id"],
-                sa.select(given.c.bucket, given.c.member_id).order_by(given.c.bucket, given.c.member_id),
-            )
-            .on_conflict_do_nothing()
-            .returning(t.members.c.member_id)
-        ),
-        "lock": Statement(
-            sa.select(t.members)
-            .join_from(given, t.members, mine(t.members))
-            .order_by(t.members.c.bucket, t.members.c.member_id)
-            .with_for_update(of=t.members)
-        ),
-        "drop": Statement(sa.delete(t.members).where(mine(t.members))),
-    }
 
 
 def _counted(table: sa.Table, by: str, group: str, amount: sa.ColumnElement[int], status: str) -> Statement:
@@ -96,7 +78,23 @@ def _lock_claims() -> Statement:
     return Statement(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(given.c.name, 0))))
 
 
-_MEMBERS = _statements_about_members()
+# A wallet, and what it holds, by the name of the collection.
+_MEMBERS = Members(
+    t.members,
+    member_rows,
+    (
+        ("cards", t.cards, card_rows),
+        ("cards", t.segments, segment_rows),
+        ("orders", t.orders, order_rows),
+        ("payments", t.payments, payment_rows),
+        ("uses", t.redemptions, use_rows),
+        ("baskets", t.baskets, basket_rows),
+        ("windows", t.quota_windows, window_rows),
+        ("renewals", t.renewals, renewal_rows),
+        ("rewards", t.rewards, reward_rows),
+    ),
+    t.CHANGING,
+)
 _CARDS = Lookup(t.cards, all=By(MEMBER))
 _SEGMENTS = Lookup(t.segments, all=By(MEMBER))
 _ORDERS = Lookup(
@@ -117,7 +115,6 @@ _RENEWALS = Lookup(
     t.renewals, open=By(MEMBER, t.renewals.c.outcome.is_(None)), named=By((*MEMBER, "renewal_id"))
 )
 _REWARDS = Lookup(t.rewards, named=By((*MEMBER, "reward_id")))
-_ANSWERS = Lookup(t.answers, named=By((*MEMBER, "request_id")))
 _PURCHASES = _counted(t.orders, "product_code", "product_code", sa.literal_column("1"), OrderStatus.PAID)
 _CONFIRMED = _counted(t.redemptions, "card_id", "segment_id", t.redemptions.c.uses, UseStatus.CONFIRMED)
 _LOCK_CLAIMS = _lock_claims()
@@ -133,11 +130,9 @@ async def lock(connection: Connection, wanted: Wanted, zone: ZoneInfo) -> Seen:
     Members are made if they are not there. `zone` is the programme's: it says what today is.
     """
     seen = Seen()
-    await _lock_members(connection, wanted, seen)
-    if wanted.events:
-        seen.events = await INBOX.known(connection, wanted.events)
-    for row in await _ANSWERS.fetch(connection, named=keyed(wanted.requests)):
-        seen.answers[row["member_id"], row["request_id"]] = Answered(row["payload_hash"], row["body"])
+    rows, seen.made = await _MEMBERS.lock(connection, wanted.members)
+    seen.wallets = {row["member_id"]: to_wallet(row) for row in rows}
+    seen.done = await ANSWERS.read(connection, wanted.requests, wanted.events)
     known = keys(seen.wallets.keys() - seen.made)
     await _load_cards(connection, known, seen)
     await _load_orders(connection, wanted, known, seen)
@@ -148,21 +143,6 @@ async def lock(connection: Connection, wanted: Wanted, zone: ZoneInfo) -> Seen:
     await _load_counts(connection, wanted, seen)
     await _lock_and_load_claims(connection, wanted, seen)
     return seen
-
-
-async def _lock_members(connection: Connection, wanted: Wanted, seen: Seen) -> None:
-    """Most members are known: only where some are not does it take a second and a third statement.
-
-    Rows are made after the locks are taken, so two processes that make the same members wait for each
-    other in the order of the keys; where that fails, PostgreSQL ends one, and its items run singly.
-    """
-    rows = await _MEMBERS["lock"].fetch_rows(connection, keys(wanted.members))
-    missing = keys(wanted.members - {row["member_id"] for row in rows})
-    if missing:
-        made = await _MEMBERS["add"].fetch_rows(connection, missing)
-        seen.made = {row["member_id"] for row in made}
-        rows += await _MEMBERS["lock"].fetch_rows(connection, missing)
-    seen.wallets = {row["member_id"]: to_wallet(row) for row in rows}
 
 
 async def _load_cards(connection: Connection, known: list[tuple[int, str]], seen: Seen) -> None:
@@ -284,38 +264,10 @@ async def _lock_and_load_claims(connection: Connection, wanted: Wanted, seen: Se
 # --- save ---------------------------------------------------------------------------------------------
 
 
-def _upsert(table: sa.Table) -> Upsert:
-    return Upsert(table, t.CHANGING[table.name])
-
-
-_SAVE_MEMBERS = _upsert(t.members)
-# What a wallet holds, by the name of the collection: the tables that keep it, and the rows of a record.
-_SAVE: tuple[tuple[str, Upsert, Callable[[str, Any, Any], Sequence[Values]]], ...] = (
-    ("cards", _upsert(t.cards), card_rows),
-    ("cards", _upsert(t.segments), segment_rows),
-    ("orders", _upsert(t.orders), order_rows),
-    ("payments", _upsert(t.payments), payment_rows),
-    ("uses", _upsert(t.redemptions), use_rows),
-    ("baskets", _upsert(t.baskets), basket_rows),
-    ("windows", _upsert(t.quota_windows), window_rows),
-    ("renewals", _upsert(t.renewals), renewal_rows),
-    ("rewards", _upsert(t.rewards), reward_rows),
-)
-_ADD_ANSWERS = Insert(t.answers)
 _ADD_PAYMENT_CLAIMS = Insert(t.payment_claims)
-_SAVE_GIFTS = _upsert(t.gifts)
-_SAVE_SLOTS = _upsert(t.sales_slots)
-
-
-def _drop_slots() -> Statement:
-    names = ("product_code", "window_key", "number")
-    given = rows_of(**{name: t.sales_slots.c[name].type for name in names})
-    return Statement(
-        sa.delete(t.sales_slots).where(*(t.sales_slots.c[name] == given.c[name] for name in names))
-    )
-
-
-_DROP_SLOTS = _drop_slots()
+_SAVE_GIFTS = Upsert(t.gifts, t.CHANGING["gifts"])
+_SAVE_SLOTS = Upsert(t.sales_slots, t.CHANGING["sales_slots"])
+_DROP_SLOTS = dropping(t.sales_slots)
 
 
 async def save(connection: Connection, changes: Changes, received: datetime) -> None:
@@ -324,54 +276,25 @@ async def save(connection: Connection, changes: Changes, received: datetime) -> 
     Members who were made for the lock and to whom nothing came are dropped again.
     """
     before, after = changes.before, changes.after
-    wallets = [(before.wallets[name], now) for name, _, now in _replaced(before.wallets, after.wallets)]
-    rows = _SAVE_MEMBERS.changed((member_rows(was), member_rows(now)) for was, now in wallets)
-    await _SAVE_MEMBERS.write(connection, rows)
-    touched = {row[1] for row in chain(*rows)}
-    for name, upsert, rows_of_record in _SAVE:
-        rows = upsert.changed(
-            (rows_of_record(now.member_id, key, old) if old else (), rows_of_record(now.member_id, key, new))
-            for was, now in wallets
-            for key, old, new in _replaced(getattr(was, name), getattr(now, name))
-        )
-        await upsert.write(connection, rows)
-        touched |= {row[1] for row in chain(*rows)}
-    await _ADD_ANSWERS.rows(
-        connection,
-        [
-            (bucket(member_id), member_id, request_id, answered.payload_hash, answered.body, received)
-            for (member_id, request_id), answered in changes.answers.items()
-        ],
-    )
-    await INBOX.add(connection, changes.events, received)
-    touched |= {member_id for member_id, _ in changes.answers} | {key.member_id for key in changes.events}
-    await _MEMBERS["drop"].execute_rows(connection, keys(before.made - touched))
+    touched = await _MEMBERS.save(connection, before.wallets, after.wallets)
+    touched |= await ANSWERS.write(connection, after.done, received)
+    await _MEMBERS.drop(connection, before.made - touched)
     await _save_claims(connection, before, after)
-
-
-def _replaced(was: Mapping[K, T], now: Mapping[K, T]) -> Iterator[tuple[K, T | None, T]]:
-    """What is not the same object any more, by name, with what it was."""
-    for key, record in now.items():
-        known = was.get(key)
-        if record is not known:
-            yield key, known, record
 
 
 async def _save_claims(connection: Connection, before: Seen, after: Seen) -> None:
     claims = [
         (claim.channel, claim.payment_id, claim.member_id, claim.payload_hash)
-        for _, known, claim in _replaced(before.payment_claims, after.payment_claims)
+        for _, known, claim in replaced(before.payment_claims, after.payment_claims)
         if known is None
     ]
     await _ADD_PAYMENT_CLAIMS.rows(connection, claims)
     gifts = _SAVE_GIFTS.changed(
-        (gift_rows(old) if old else (), gift_rows(new))
-        for _, old, new in _replaced(before.gifts, after.gifts)
+        (gift_rows(old) if old else (), gift_rows(new)) for _, old, new in replaced(before.gifts, after.gifts)
     )
     await _SAVE_GIFTS.write(connection, gifts)
     await _DROP_SLOTS.execute_rows(connection, sorted(before.slots.keys() - after.slots.keys()))
     slots = _SAVE_SLOTS.changed(
-        (slot_rows(old) if old else (), slot_rows(new))
-        for _, old, new in _replaced(before.slots, after.slots)
+        (slot_rows(old) if old else (), slot_rows(new)) for _, old, new in replaced(before.slots, after.slots)
     )
     await _SAVE_SLOTS.write(connection, slots)

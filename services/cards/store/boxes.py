@@ -1,10 +1,9 @@
-"""The service's outbox, inbox, dead letters and first answers, and how long they are kept."""
-
-from datetime import timedelta
+"""The service's outbox, inbox, dead letters and first answers."""
 
 from loyalty.cards.v1.cards_events_pb2 import CardOrdered, CardOrderSettled, RefundDue
 
 from services.cards import tables as t
+from services.chassis.answers import Answers
 from services.chassis.consumer import DeadLetters
 from services.chassis.inbox import Inbox
 from services.chassis.outbox import Outbox
@@ -21,7 +20,6 @@ OUTBOX = Outbox(
     ),
 )
 INBOX = Inbox(t.inbox)
+ANSWERS = Answers(t.answers, INBOX)
 REQUESTS = Requests(t.requests)
 DEAD_LETTERS = DeadLetters(t.dead_letters)
-OUTBOX_KEPT = timedelta(days=30)  # of wall time, as long as the stream keeps them
-INBOX_KEPT = timedelta(days=90)

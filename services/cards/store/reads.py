@@ -37,6 +37,7 @@ from services.chassis.ids import bucket
 from services.chassis.statements import (
     MEMBER,
     By,
+    Gathered,
     Lookup,
     given_members,
     keyed,
@@ -49,30 +50,10 @@ from services.chassis.statements import (
 _AT = sa.bindparam("at", type_=t.INSTANT)
 _MOST = sa.bindparam("most", type_=sa.BigInteger)
 
-
-class _Gathered:
-    """Rows of a member table within one row: each column an array over them."""
-
-    def __init__(self, table: sa.Table) -> None:
-        self._names = [column.name for column in table.columns if column.name not in MEMBER]
-        self._labels = [f"{table.name}_{name}" for name in self._names]
-        self.columns = [
-            sa.func.array_agg(table.c[name]).label(label)
-            for name, label in zip(self._names, self._labels, strict=True)
-        ]
-
-    def rows(self, row: Row) -> list[dict[str, Any]]:
-        """The rows within a row."""
-        if row[self._labels[0]] is None:
-            return []
-        arrays = [row[label] for label in self._labels]
-        return [dict(zip(self._names, values, strict=True)) for values in zip(*arrays, strict=True)]
-
-
-_HELD = _Gathered(t.cards)
-_PERIODS = _Gathered(t.segments)
-_OPEN_WINDOWS = _Gathered(t.quota_windows)
-_RESERVED = _Gathered(t.redemptions)
+_HELD = Gathered(t.cards)
+_PERIODS = Gathered(t.segments)
+_OPEN_WINDOWS = Gathered(t.quota_windows)
+_RESERVED = Gathered(t.redemptions)
 
 
 # --- what members may use -----------------------------------------------------------------------------
@@ -371,7 +352,6 @@ _UNRETURNED = _too_long(
     t.payments.c.due_time.is_not(None),
     t.payments.c.close_time.is_(None),
 )
-_EPOCH = Statement(sa.select(t.meta.c.epoch))
 
 
 async def due_members(connection: Connection, at: datetime, most: int) -> list[str]:
@@ -397,8 +377,3 @@ async def unreturned(connection: Connection, before: datetime, most: int) -> tup
 
 def _counted(rows: list[Row]) -> tuple[int, list[str]]:
     return (rows[0]["count"] if rows else 0, [row["name"] for row in rows])
-
-
-async def epoch(connection: Connection) -> int:
-    """Rises when the database was restored from a backup."""
-    return int(await _EPOCH.fetch_value(connection))

@@ -12,10 +12,8 @@ from services.cards.domain.wallet import (
     Slot,
     Wallet,
 )
+from services.chassis.answers import Done, Named
 from services.chassis.inbox import InboxKey
-
-Named = tuple[str, str]
-"""A member, and the id of something of it."""
 
 
 @dataclass(slots=True)
@@ -46,23 +44,13 @@ class Wanted:
 
 
 @dataclass(slots=True)
-class Answered:
-    """The first answer to a request."""
-
-    payload_hash: bytes
-    body: bytes | None
-    """None once its member was erased."""
-
-
-@dataclass(slots=True)
 class Seen:
     """What the database says, locked until commit."""
 
     wallets: dict[str, Wallet] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
     """Members who were not there; those to whom nothing comes are dropped again."""
-    answers: dict[Named, Answered] = field(default_factory=dict)
-    events: set[tuple[str, ...]] = field(default_factory=set)
+    done: Done = field(default_factory=Done)
     payment_claims: dict[PaymentName, PaymentClaim] = field(default_factory=dict)
     gifts: dict[bytes, GiftClaim] = field(default_factory=dict)
     slots: dict[tuple[str, str, int], Slot] = field(default_factory=dict)
@@ -74,5 +62,3 @@ class Changes:
 
     before: Seen
     after: Seen
-    answers: dict[Named, Answered] = field(default_factory=dict)
-    events: list[InboxKey] = field(default_factory=list)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -16,7 +15,7 @@ from loyalty.orders.v1.orders_pb2 import Order
 from loyalty.points.v1 import points_service_pb2 as points_pb
 
 from services.cli.place import refusal
-from services.cli.stories import Patience, Scene, Stage
+from services.cli.stories import ZONE, Patience, Scene, Stage
 
 MEMBER = "ben"
 COLUMNS = ("to pay", "points", "besides", "saved")
@@ -39,8 +38,6 @@ RULES = [
         "stack": "RULE_STACK_ADD",
     },
 ]
-
-_ZONE = ZoneInfo("Asia/Shanghai")
 
 
 def play(stage: Stage) -> Iterator[Scene]:
@@ -104,7 +101,7 @@ class _Cardholder:
     """A member, as the brand's back end and its till act for one; each act tells what is to pay, and more."""
 
     def __init__(self, stage: Stage) -> None:
-        self._stage, self._call = stage, stage.call
+        self._stage, self._call, self.wait_until = stage, stage.call, stage.wait_until
         self._of_cards, self._of_points = stage.cards, stage.points
         self._numbers = itertools.count(1)
         self._redeemed = 0  # in minor units
@@ -120,10 +117,6 @@ class _Cardholder:
         saved = _yuan(self._saved())
         return Scene(what, (to_pay, points, besides, saved), (*expected, _yuan(self._redeemed)))
 
-    def wait_until(self, local: str) -> None:
-        """Lets time pass, and what falls due be done."""
-        self._stage.move(datetime.fromisoformat(local).replace(tzinfo=_ZONE).astimezone(UTC))
-
     def buys(self, product: str, upgrade: pb.Upgrade.ValueType = pb.UPGRADE_QUEUE) -> tuple[str, str]:
         """Orders a period and pays it by WeChat Pay, of which the brand tells."""
         named = self._named()
@@ -136,7 +129,7 @@ class _Cardholder:
             payment_id=f"paid-{named['request_id']}",
             amount_minor=order.amount_minor,
             currency_code=order.currency_code,
-            paid_time=self._now(),
+            paid_time=self._stage.now_stamp,
         )
         answer = self._call(self._of_cards.ConfirmPayment, payment)
         if answer.outcome != pb.PAYMENT_OUTCOME_APPLIED:
@@ -201,11 +194,6 @@ class _Cardholder:
     def _named(self) -> dict[str, Any]:
         return {"member_id": MEMBER, "request_id": f"story-{next(self._numbers)}"}
 
-    def _now(self) -> Timestamp:
-        now = Timestamp()
-        now.FromDatetime(self._stage.now)
-        return now
-
     def _order(self, pieces: Mapping[str, tuple[str, int]], fee: int = 0) -> Order:
         order = Order(
             order_id=f"story-order-{next(self._numbers)}",
@@ -213,7 +201,7 @@ class _Cardholder:
             currency_code="CNY",
             delivery_fee_minor=fee,
             total_minor=fee + sum(price for _, price in pieces.values()),
-            paid_time=self._now(),
+            paid_time=self._stage.now_stamp,
         )
         for line_id, (kind, price) in pieces.items():
             order.lines.add(line_id=line_id, sku=kind, category=kind, quantity=1, amount_minor=price)
@@ -253,4 +241,4 @@ def _yuan(minor: int) -> str:
 
 
 def _day(at: Timestamp) -> str:
-    return at.ToDatetime(tzinfo=UTC).astimezone(_ZONE).strftime("%m-%d")
+    return at.ToDatetime(tzinfo=UTC).astimezone(ZONE).strftime("%m-%d")

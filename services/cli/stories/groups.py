@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC
 from math import hypot
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from google.protobuf.json_format import ParseDict
 from google.protobuf.timestamp_pb2 import Timestamp
 from loyalty.groups.v1 import groups_service_pb2 as pb
-from loyalty.orders.v1.orders_pb2 import Order
-from loyalty.orders.v1.orders_service_pb2 import ReportOrderPaidRequest
 
 from services.cli.listener import Listener
-from services.cli.stories import CALL_TIMEOUT, Patience, Scene, Stage
+from services.cli.stories import CALL_TIMEOUT, ZONE, Patience, Scene, Stage
 
 MEMBERS = ("cleo", "dora")
 COLUMNS = ("group", "metres", "points", "besides")
@@ -71,8 +68,6 @@ AT_THE_CANAL = pb.Location(latitude=30.2899, longitude=120.18648, datum=pb.DATUM
 IN_LUJIAZUI = pb.Location(latitude=31.2400, longitude=121.5010, datum=pb.DATUM_GCJ02)
 FIRST, SECOND = "汉堡王杭州篮钻天城店福利群", "汉堡王杭州朝晖店福利群"
 AT_ONCE = 100  # guests who come at the same time
-
-_ZONE = ZoneInfo("Asia/Shanghai")
 
 
 def play(stage: Stage, chain: Mapping[str, Any], bank: Mapping[str, Any]) -> Iterator[Scene]:
@@ -195,23 +190,13 @@ class _Story:
     """What the brand's back end does that is about nobody alone."""
 
     def __init__(self, stage: Stage) -> None:
-        self.stage, self.of_groups = stage, stage.groups
+        self.stage, self.of_groups, self.wait_until = stage, stage.groups, stage.wait_until
         self.patience = Patience()
         self._numbers = itertools.count(1)
 
     def named(self) -> str:
         """A request's name, never used before."""
         return f"groups-{next(self._numbers)}"
-
-    def now(self) -> Timestamp:
-        """Where the clock stands."""
-        now = Timestamp()
-        now.FromDatetime(self.stage.now)
-        return now
-
-    def wait_until(self, local: str) -> None:
-        """Lets time pass, and what falls due be done."""
-        self.stage.move(datetime.fromisoformat(local).replace(tzinfo=_ZONE).astimezone(UTC))
 
     def hears(self, kind: str, wanted: Callable[[Any], bool]) -> list[Any]:
         """What groups told of a kind, as another team hears it."""
@@ -293,11 +278,15 @@ class _Member:
 
     def joining(self, group: pb.Group) -> pb.JoinGroupRequest:
         """The request that tells so."""
-        return pb.JoinGroupRequest(**self._named(), group_id=group.group_id, occur_time=self._story.now())
+        return pb.JoinGroupRequest(
+            **self._named(), group_id=group.group_id, occur_time=self._story.stage.now_stamp
+        )
 
     def leaves(self, group: pb.Group) -> str:
         """Is in the chat no longer; the group that it is shown instead."""
-        gone = pb.LeaveGroupRequest(**self._named(), group_id=group.group_id, occur_time=self._story.now())
+        gone = pb.LeaveGroupRequest(
+            **self._named(), group_id=group.group_id, occur_time=self._story.stage.now_stamp
+        )
         return self._call(self._of_groups.LeaveGroup, gone).next_group.name
 
     def looks_around(self, scheme_id: str, place: pb.Location) -> Sequence[pb.NearbyGroup]:
@@ -308,17 +297,8 @@ class _Member:
         return self._call(self._of_groups.ListNearbyGroups, asked).groups
 
     def orders(self, store_id: str, amount_minor: int) -> None:
-        """Pays an order, which the brand reports to whoever wants to know."""
-        order = Order(
-            order_id=self._story.named(),
-            store_id=store_id,
-            currency_code="CNY",
-            total_minor=amount_minor,
-            paid_time=self._story.now(),
-        )
-        order.lines.add(line_id="1", category="MEALS", quantity=1, amount_minor=amount_minor)
-        paid = ReportOrderPaidRequest(**self._named(), order=order)
-        self._call(self._story.stage.orders.ReportOrderPaid, paid)
+        """Pays a meal."""
+        self._story.stage.pays(self.member_id, self._story.named(), store_id, amount_minor)
 
     # --- what is known of it ------------------------------------------------------------------------------
 
@@ -350,7 +330,7 @@ def _at(seat: pb.Assignment) -> tuple[str, str]:
 
 
 def _local(at: Timestamp) -> str:
-    return at.ToDatetime(tzinfo=UTC).astimezone(_ZONE).strftime("%m-%d %H:%M")
+    return at.ToDatetime(tzinfo=UTC).astimezone(ZONE).strftime("%m-%d %H:%M")
 
 
 def _nearest_by_degrees(sites: Iterable[Mapping[str, Any]], place: pb.Location) -> str:

@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from services.groups.domain.facts import Purchase
+from services.groups.domain.facts import NO_PAST, Past, Purchase
 from services.groups.domain.seats import SeriesName
 
 
@@ -179,6 +179,7 @@ class KeptOrder:
         return Purchase(
             order_id=self.order_id,
             store_id=self.store_id,
+            city=self.city,
             paid_time=self.paid_time,
             amount_minor=self.amount_minor,
             refunded_minor=refunded,
@@ -199,6 +200,8 @@ class Profile:
     left: Mapping[str, datetime] = field(default_factory=dict)
     """When the member was told to have left groups that it was not in, of late: its joining them may be told
     after that."""
+    past: Past = NO_PAST
+    """Purchases from before every window, added up."""
     offer_time: datetime | None = None
     """When an entry was offered last."""
     evaluate_time: datetime | None = None
@@ -208,7 +211,10 @@ class Profile:
     memberships: dict[str, Membership] = field(default_factory=dict)
     """Those that are active, and of each scheme the latest."""
     known: bool = False
-    """Whether tags and orders are loaded, all of them: of members whose facts a command needs or changes."""
+    """Whether all tags are loaded, and all orders since `past`: of members whose facts a command needs or
+    changes."""
+    whole: bool = False
+    """Whether the orders of the past are loaded too: where a command names one of them."""
     tags: dict[str, Tag] = field(default_factory=dict)
     orders: dict[str, KeptOrder] = field(default_factory=dict)
 
@@ -216,6 +222,15 @@ class Profile:
         """A copy to work on."""
         collections: dict[str, Any] = {name: dict(getattr(self, name)) for name in _COLLECTIONS}
         return replace(self, **collections)
+
+    def purchases(self) -> list[Purchase]:
+        """The orders that were told, of those that are loaded."""
+        told = (order.purchase for order in self.orders.values())
+        return [purchase for purchase in told if purchase is not None]
+
+    def recent(self) -> list[Purchase]:
+        """Of them those that `past` does not hold: facts are computed from both."""
+        return [purchase for purchase in self.purchases() if not self.past.holds(purchase)]
 
     def latest(self, scheme_id: str) -> Membership | None:
         """The latest membership in a scheme, active or not."""

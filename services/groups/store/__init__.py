@@ -1,7 +1,8 @@
 """Every SQL statement of the service, and rows to domain and back."""
 
+from services.chassis.tables import epoch
 from services.groups.store.batch import lock, lock_series, save
-from services.groups.store.boxes import DEAD_LETTERS, INBOX, INBOX_KEPT, OUTBOX, OUTBOX_KEPT, REQUESTS
+from services.groups.store.boxes import DEAD_LETTERS, INBOX, OUTBOX, REQUESTS
 from services.groups.store.due import (
     Announced,
     add_occasions,
@@ -18,7 +19,6 @@ from services.groups.store.erasure import Erased, erase
 from services.groups.store.reads import (
     BEFORE_ALL,
     MemberKey,
-    epoch,
     group_members,
     group_of_chat,
     group_page,
@@ -30,6 +30,7 @@ from services.groups.store.reads import (
     member_page,
     membership_page,
     order_page,
+    profile_page,
     profiles,
     rooms,
 )
@@ -41,8 +42,10 @@ from services.groups.store.schemes import (
     add_programme,
     add_scheme,
     advance_evaluation,
+    database_time,
     lock_last_programme,
     lock_last_scheme,
+    older_transactions,
     open_evaluations,
     programme,
     programme_head,
@@ -62,20 +65,17 @@ from services.groups.store.sites import (
     sites,
     to_site,
 )
-from services.groups.store.wanted import Answered, Changes, Seen, Wanted, WantedSeries
+from services.groups.store.wanted import Changes, Seen, Wanted, WantedSeries
 
 __all__ = [
     "BEFORE_ALL",
     "DEAD_LETTERS",
     "INBOX",
-    "INBOX_KEPT",
     "OUTBOX",
-    "OUTBOX_KEPT",
     "PROGRAMME",
     "REQUESTS",
     "SCHEME",
     "Announced",
-    "Answered",
     "Changes",
     "Erased",
     "Evaluation",
@@ -93,6 +93,7 @@ __all__ = [
     "change_sites",
     "closing_groups",
     "crowded_seats",
+    "database_time",
     "due_members",
     "epoch",
     "erase",
@@ -112,8 +113,10 @@ __all__ = [
     "member_page",
     "membership_page",
     "moves",
+    "older_transactions",
     "open_evaluations",
     "order_page",
+    "profile_page",
     "profiles",
     "programme",
     "programme_head",

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection
 from datetime import datetime
-from itertools import chain
-from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import distinct_on, insert
+from sqlalchemy.dialects.postgresql import distinct_on
 
-from services.chassis.database import Connection, Insert, Row, Statement, rows_of
-from services.chassis.ids import bucket
-from services.chassis.statements import MEMBER, By, Lookup, Upsert, Values, given_members, keyed, keys, one_of
+from services.chassis.answers import Named
+from services.chassis.database import Connection, Statement, rows_of
+from services.chassis.members import Members
+from services.chassis.statements import (
+    MEMBER,
+    By,
+    Lockable,
+    Lookup,
+    Upsert,
+    dropping,
+    given_members,
+    keyed,
+    keys,
+    one_of,
+    replaced,
+)
 from services.groups import tables as t
 from services.groups.domain.seats import GroupStatus
-from services.groups.store.boxes import INBOX
+from services.groups.store.boxes import ANSWERS
+from services.groups.store.reads import RECENT
 from services.groups.store.rows import (
     group_rows,
     member_rows,
@@ -29,36 +41,11 @@ from services.groups.store.rows import (
     to_profile,
     to_tag,
 )
-from services.groups.store.wanted import Answered, Changes, Seen, Wanted, WantedSeries
+from services.groups.store.wanted import Changes, Seen, Wanted, WantedSeries
 
-K = TypeVar("K")
-T = TypeVar("T")
 SERIES = ("scheme_id", "anchor")
 
 # --- lock ---------------------------------------------------------------------------------------------
-
-
-def _lockable(table: sa.Table, *key: str) -> dict[str, Statement]:
-    """Adding and locking rows in the order of their keys."""
-    given = rows_of(**{name: table.c[name].type for name in key})
-    mine = sa.and_(*(table.c[name] == given.c[name] for name in key))
-    return {
-        "add": Statement(
-            insert(table)
-            .from_select(
-                list(key),
-                sa.select(*(given.c[name] for name in key)).order_by(*(given.c[name] for name in key)),
-            )
-            .on_conflict_do_nothing()
-            .returning(*(table.c[name] for name in key))
-        ),
-        "lock": Statement(
-            sa.select(table)
-            .join_from(given, table, mine)
-            .order_by(*(table.c[name] for name in key))
-            .with_for_update(of=table)
-        ),
-    }
 
 
 def _latest_memberships() -> Statement:
@@ -73,6 +60,13 @@ def _latest_memberships() -> Statement:
         .lateral("latest")
     )
     return Statement(sa.select(latest).join_from(given, latest, sa.true()))
+
+
+def _recent_orders() -> Statement:
+    given, mine = given_members()
+    recent = sa.select(t.orders).where(RECENT).offset(sa.literal_column("0")).lateral("recent")
+    members = sa.join(given, t.members, mine(t.members))
+    return Statement(sa.select(recent).join_from(members, recent, sa.true()))
 
 
 def _groups_with_seats() -> Statement:
@@ -93,13 +87,23 @@ def _groups_with_seats() -> Statement:
     )
 
 
-_MEMBERS = _lockable(t.members, *MEMBER)
-_ANSWERS = Lookup(t.answers, named=By((*MEMBER, "request_id")))
+# A profile, and what it holds, by the name of the collection.
+_MEMBERS = Members(
+    t.members,
+    member_rows,
+    (
+        ("memberships", t.memberships, membership_rows),
+        ("tags", t.tags, tag_rows),
+        ("orders", t.orders, order_rows),
+    ),
+    t.CHANGING,
+)
 _LATEST = _latest_memberships()
 _TAGS = Lookup(t.tags, all=By(MEMBER))
-_ORDERS = Lookup(t.orders, all=By(MEMBER))
-_SERIES = _lockable(t.series, *SERIES)
-_MOVE_DAYS = _lockable(t.move_days, "day")
+_ORDERS = Lookup(t.orders, named=By((*MEMBER, "order_id")), all=By(MEMBER))
+_RECENT_ORDERS = _recent_orders()
+_SERIES = Lockable(t.series)
+_MOVE_DAYS = Lockable(t.move_days)
 _GROUPS = Lookup(
     t.groups,
     named=By(("group_id",)),
@@ -113,10 +117,7 @@ async def lock(connection: Connection, wanted: Wanted) -> Seen:
     """Locks the members in order, and reads what is known of them; they are made if they are not there."""
     seen = Seen()
     await _lock_members(connection, wanted, seen)
-    if wanted.events:
-        seen.events = await INBOX.known(connection, wanted.events)
-    for row in await _ANSWERS.fetch(connection, named=keyed(wanted.requests)):
-        seen.answers[row["member_id"], row["request_id"]] = Answered(row["payload_hash"], row["body"])
+    seen.done = await ANSWERS.read(connection, wanted.requests, wanted.events)
     old = seen.profiles.keys() - seen.made
     for row in await _LATEST.fetch_rows(connection, keys(old)):
         membership = to_membership(row)
@@ -124,14 +125,28 @@ async def lock(connection: Connection, wanted: Wanted) -> Seen:
     facts_of = keys(old & {name for name, profile in seen.profiles.items() if profile.known})
     for row in await _TAGS.fetch(connection, all=facts_of):
         seen.profiles[row["member_id"]].tags[row["key"]] = to_tag(row)
-    for row in await _ORDERS.fetch(connection, all=facts_of):
+    for row in await _RECENT_ORDERS.fetch_rows(connection, facts_of):
         seen.profiles[row["member_id"]].orders[row["order_id"]] = to_order(row)
+    await _see_named_orders(connection, {named for named in wanted.orders if named[0] in old}, seen)
     return seen
 
 
+async def _see_named_orders(connection: Connection, named: Collection[Named], seen: Seen) -> None:
+    """Shows orders by name; one that counts as past changes it, for which it takes all of the member's."""
+    past = set()
+    for row in await _ORDERS.fetch(connection, named=keyed(named)):
+        profile, order = seen.profiles[row["member_id"]], to_order(row)
+        profile.orders[order.order_id] = order
+        if order.purchase is not None and profile.past.holds(order.purchase):
+            past.add(profile.member_id)
+    for row in await _ORDERS.fetch(connection, all=keys(past)):
+        seen.profiles[row["member_id"]].orders[row["order_id"]] = to_order(row)
+    for member_id in past:
+        seen.profiles[member_id].whole = True
+
+
 async def _lock_members(connection: Connection, wanted: Wanted, seen: Seen) -> None:
-    rows, made = await _lock(connection, _MEMBERS, keys(wanted.members))
-    seen.made = {row["member_id"] for row in made}
+    rows, seen.made = await _MEMBERS.lock(connection, wanted.members)
     seen.profiles = {row["member_id"]: to_profile(row) for row in rows}
     known = wanted.facts_of | seen.made
     for name, profile in seen.profiles.items():
@@ -144,7 +159,7 @@ async def lock_series(connection: Connection, wanted: WantedSeries, seen: Seen) 
 
     Series are made if they are not there. It comes after `lock`, once in a transaction.
     """
-    rows, _ = await _lock(connection, _SERIES, sorted(wanted.seats))
+    rows, _ = await _SERIES.lock(connection, sorted(wanted.seats))
     seen.series = {(row["scheme_id"], row["anchor"]): row["last_seq"] for row in rows}
     last = [(*name, seq) for name, seq in seen.series.items() if seq]
     named, sites = [(name,) for name in wanted.groups], [(name,) for name in wanted.sites]
@@ -153,49 +168,18 @@ async def lock_series(connection: Connection, wanted: WantedSeries, seen: Seen) 
     groups += await _WITH_SEATS.fetch_rows(connection, seats)
     seen.groups = {row["group_id"]: to_group(row) for row in groups}
     if wanted.moves_on is not None:
-        rows, _ = await _lock(connection, _MOVE_DAYS, [(wanted.moves_on,)])
+        rows, _ = await _MOVE_DAYS.lock(connection, [(wanted.moves_on,)])
         seen.moves = {row["day"]: row["moves"] for row in rows}
 
 
-async def _lock(
-    connection: Connection, statements: Mapping[str, Statement], wanted: Sequence[tuple[Any, ...]]
-) -> tuple[list[Row], list[Row]]:
-    """Locks rows by their keys, which are sorted; returns them, and those that had to be made.
-
-    Most are there: only where some are not does it take a second and a third statement. Rows are made after
-    the locks are taken, so two processes that make the same ones wait for each other in the order of the
-    keys; where that fails, PostgreSQL ends one, and its items run singly.
-    """
-    rows = await statements["lock"].fetch_rows(connection, wanted)
-    there = {tuple(row)[: len(wanted[0])] for row in rows}
-    missing = [key for key in wanted if key not in there]
-    made = await statements["add"].fetch_rows(connection, missing)
-    return rows + await statements["lock"].fetch_rows(connection, missing), made
-
-
 # --- save ---------------------------------------------------------------------------------------------
-
-
-def _drop(table: sa.Table) -> Statement:
-    names = table.primary_key.columns.keys()
-    given = rows_of(**{name: table.c[name].type for name in names})
-    return Statement(sa.delete(table).where(*(table.c[name] == given.c[name] for name in names)))
 
 
 def _upsert(table: sa.Table) -> Upsert:
     return Upsert(table, t.CHANGING[table.name])
 
 
-_SAVE_MEMBERS = _upsert(t.members)
-_DROP_MEMBERS = _drop(t.members)
-# What a profile holds, by the name of the collection: the table that keeps it, and the rows of a record.
-_SAVE: tuple[tuple[str, Upsert, Callable[[str, str, Any], Sequence[Values]]], ...] = (
-    ("memberships", _upsert(t.memberships), membership_rows),
-    ("tags", _upsert(t.tags), tag_rows),
-    ("orders", _upsert(t.orders), order_rows),
-)
-_DROP_TAGS = _drop(t.tags)
-_ADD_ANSWERS = Insert(t.answers)
+_DROP_TAGS = dropping(t.tags)
 _SAVE_SERIES = _upsert(t.series)
 _SAVE_GROUPS = _upsert(t.groups)
 _SAVE_MOVE_DAYS = _upsert(t.move_days)
@@ -207,39 +191,13 @@ async def save(connection: Connection, changes: Changes, received: datetime) -> 
     Members who were made for the lock and to whom nothing came are dropped again.
     """
     before, after = changes.before, changes.after
-    profiles = [(before.profiles[name], now) for name, _, now in _replaced(before.profiles, after.profiles)]
-    rows = _SAVE_MEMBERS.changed((member_rows(was), member_rows(now)) for was, now in profiles)
-    await _SAVE_MEMBERS.write(connection, rows)
-    touched = {row[1] for row in chain(*rows)}
-    for name, upsert, rows_of_record in _SAVE:
-        rows = upsert.changed(
-            (rows_of_record(now.member_id, key, old) if old else (), rows_of_record(now.member_id, key, new))
-            for was, now in profiles
-            for key, old, new in _replaced(getattr(was, name), getattr(now, name))
-        )
-        await upsert.write(connection, rows)
-        touched |= {row[1] for row in chain(*rows)}
+    touched = await _MEMBERS.save(connection, before.profiles, after.profiles)
+    profiles = ((before.profiles[name], now) for name, now in after.profiles.items())
     gone = {(now.member_id, key) for was, now in profiles for key in was.tags.keys() - now.tags.keys()}
     await _DROP_TAGS.execute_rows(connection, sorted(keyed(gone)))
-    await _ADD_ANSWERS.rows(
-        connection,
-        [
-            (bucket(member_id), member_id, request_id, answered.payload_hash, answered.body, received)
-            for (member_id, request_id), answered in changes.answers.items()
-        ],
-    )
-    await INBOX.add(connection, changes.events, received)
-    touched |= {member_id for member_id, _ in changes.answers} | {key.member_id for key in changes.events}
-    await _DROP_MEMBERS.execute_rows(connection, keys(before.made - touched))
+    touched |= await ANSWERS.write(connection, after.done, received)
+    await _MEMBERS.drop(connection, before.made - touched)
     await _save_groups(connection, before, after)
-
-
-def _replaced(was: Mapping[K, T], now: Mapping[K, T]) -> Iterator[tuple[K, T | None, T]]:
-    """What is not the same object any more, by name, with what it was."""
-    for key, record in now.items():
-        known = was.get(key)
-        if record is not known:
-            yield key, known, record
 
 
 async def _save_groups(connection: Connection, before: Seen, after: Seen) -> None:
@@ -250,7 +208,7 @@ async def _save_groups(connection: Connection, before: Seen, after: Seen) -> Non
     await _SAVE_SERIES.write(connection, series)
     groups = _SAVE_GROUPS.changed(
         (group_rows(name, old) if old else (), group_rows(name, new))
-        for name, old, new in _replaced(before.groups, after.groups)
+        for name, old, new in replaced(before.groups, after.groups)
     )
     await _SAVE_GROUPS.write(connection, groups)
     moves = _SAVE_MOVE_DAYS.changed(

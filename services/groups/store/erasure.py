@@ -7,19 +7,21 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from services.chassis.database import Connection, Statement
+from services.chassis.erasure import forget
 from services.chassis.ids import bucket
 from services.chassis.statements import of_member
 from services.groups import tables as t
 from services.groups.domain.profile import Profile
-from services.groups.store.boxes import INBOX, OUTBOX
+from services.groups.store.boxes import ANSWERS, DEAD_LETTERS, INBOX, OUTBOX
 from services.groups.store.rows import to_profile
 
 _EMPTY: sa.ColumnElement[str] = sa.literal_column("''")
-_NO_FACTS: sa.ColumnElement[Any] = sa.literal_column("'{}'::jsonb")
-_PREFIX = sa.bindparam("prefix", type_=sa.LargeBinary)
+_NONE: sa.ColumnElement[Any] = sa.literal_column("'{}'::jsonb")
 _TOLD = Statement(sa.select(t.members).where(*of_member(t.members)))
 _ERASE_TOLD = Statement(
-    sa.update(t.members).where(*of_member(t.members)).values(facts=_NO_FACTS, offer_time=sa.null())
+    sa.update(t.members)
+    .where(*of_member(t.members))
+    .values(facts=_NONE, past=_NONE, past_until=sa.null(), offer_time=sa.null())
 )
 _ERASE_TAGS = Statement(sa.delete(t.tags).where(*of_member(t.tags)))
 _ERASE_ORDERS = Statement(sa.delete(t.orders).where(*of_member(t.orders)))
@@ -31,15 +33,6 @@ _ERASE_PLACES = Statement(
     .where(*of_member(t.memberships))
     .where(sa.or_(t.memberships.c.cell != _EMPTY, t.memberships.c.entry_source != _EMPTY))
     .values(cell=_EMPTY, distance_m=sa.literal_column("0"), entry_source=_EMPTY)
-)
-_ERASE_ANSWERS = Statement(
-    sa.update(t.answers).where(*of_member(t.answers), t.answers.c.body.is_not(None)).values(body=None)
-)
-# Events that were refused have no effect to find them by; but each begins with its member, field 1.
-_ERASE_REFUSED = Statement(
-    sa.delete(t.dead_letters)
-    .where(sa.func.substr(t.dead_letters.c.body, 1, sa.func.length(_PREFIX)) == _PREFIX)
-    .returning(t.dead_letters.c.stream, t.dead_letters.c.stream_seq, t.dead_letters.c.event_id)
 )
 
 
@@ -69,10 +62,6 @@ async def erase(connection: Connection, member_id: str) -> Erased:
     orders = await _ERASE_ORDERS.execute(connection, **key)
     cells = await _CELLS.fetch_value(connection, **key)
     await _ERASE_PLACES.execute(connection, **key)
-    await _ERASE_ANSWERS.execute(connection, **key)
-    events = await OUTBOX.erase(connection, member_id)
-    received = await INBOX.of_member(connection, member_id)
-    prefix = b"\x0a" + bytes([len(member_id)]) + member_id.encode()
-    refused = await _ERASE_REFUSED.fetch(connection, prefix=prefix)
-    await OUTBOX.erase_later(connection, received + refused)
-    return Erased(tags, orders, len(told.facts), cells, events, len(refused))
+    await ANSWERS.erase(connection, member_id)
+    events, refused = await forget(connection, member_id, OUTBOX, INBOX, DEAD_LETTERS)
+    return Erased(tags, orders, len(told.facts), cells, events, refused)

@@ -21,7 +21,7 @@ from services.chassis.statements import (
     unless_null,
 )
 from services.groups import tables as t
-from services.groups.domain.profile import Profile
+from services.groups.domain.profile import Membership, Profile
 from services.groups.domain.seats import Group, GroupStatus, SeriesName
 from services.groups.store.rows import (
     to_group,
@@ -51,6 +51,14 @@ def after_member(table: sa.Table) -> sa.ColumnElement[bool]:
 # --- members ------------------------------------------------------------------------------------------
 
 
+_ALWAYS: sa.ColumnElement[Any] = sa.literal_column("'-infinity'::timestamptz")
+RECENT = sa.and_(
+    *(t.orders.c[name] == t.members.c[name] for name in MEMBER),
+    t.orders.c.paid_time >= sa.func.coalesce(t.members.c.past_until, _ALWAYS),
+)
+"""That an order is a member's, and that the member's past does not hold it."""
+
+
 def _gathered(table: sa.Table, *which: sa.ColumnElement[bool]) -> sa.FromClause:
     """Rows of a table, each column as an array over them."""
     names = [column.name for column in table.c if column.name not in MEMBER]
@@ -77,7 +85,7 @@ def _profiles_statement() -> Statement:
         .scalar_subquery()
     )
     memberships = _gathered(t.memberships, mine(t.memberships), m.number == latest)
-    tags, orders = (_gathered(table, mine(table)) for table in (t.tags, t.orders))
+    tags, orders = _gathered(t.tags, mine(t.tags)), _gathered(t.orders, RECENT)
     return Statement(
         sa.select(t.members, memberships, tags, orders)
         .join_from(given, t.members, mine(t.members))
@@ -93,7 +101,7 @@ _PROFILES = _profiles_statement()
 async def profiles(connection: Connection, member_ids: Iterable[str]) -> dict[str, Profile]:
     """Members that are known, with all that is known of them, as of one instant, unlocked.
 
-    Of memberships that ended, of each scheme the latest. Never to be saved.
+    Of memberships that ended, of each scheme the latest; of orders those since the past. Never to be saved.
     """
     found: dict[str, Profile] = {}
     for row in await _PROFILES.fetch_rows(connection, keys(member_ids)):
@@ -103,6 +111,58 @@ async def profiles(connection: Connection, member_ids: Iterable[str]) -> dict[st
             profile.memberships[each["membership_id"]] = to_membership(each)
         profile.tags = {each["key"]: to_tag(each) for each in _scattered(row, t.tags)}
         profile.orders = {each["order_id"]: to_order(each) for each in _scattered(row, t.orders)}
+    return found
+
+
+def _between(table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
+    """That a row's member is one of those who follow one another up to the one given as the last."""
+    last = sa.tuple_(
+        sa.bindparam("last_bucket", type_=sa.SmallInteger), sa.bindparam("last_member", type_=sa.Text)
+    )
+    return (after_member(table), sa.tuple_(table.c.bucket, table.c.member_id) <= last)
+
+
+def _range(table: sa.Table) -> Statement:
+    """Rows of such members, in order: by one walk through the key's index."""
+    return Statement(sa.select(table).where(*_between(table)).order_by(*table.primary_key.columns))
+
+
+def _recent_range() -> Statement:
+    recent = sa.select(t.orders).where(RECENT).offset(sa.literal_column("0")).lateral("recent")
+    return Statement(sa.select(recent).join_from(t.members, recent, sa.true()).where(*_between(t.members)))
+
+
+_PAGE = Statement(
+    sa.select(t.members)
+    .where(after_member(t.members))
+    .order_by(t.members.c.bucket, t.members.c.member_id)
+    .limit(_MOST)
+)
+_MEMBERSHIP_RANGE, _TAG_RANGE, _ORDER_RANGE = _range(t.memberships), _range(t.tags), _recent_range()
+
+
+async def profile_page(connection: Connection, after: MemberKey, most: int) -> dict[str, Profile]:
+    """As `profiles`, of all members, in the order of their keys; BEFORE_ALL begins.
+
+    It takes a transaction of one instant, so that all of a member is of one.
+    """
+    first = {"after_bucket": after[0], "after_member": after[1]}
+    rows = await _PAGE.fetch(connection, **first, most=most)
+    found = {row["member_id"]: to_profile(row) for row in rows}
+    if not rows:
+        return found
+    between = {**first, "last_bucket": rows[-1]["bucket"], "last_member": rows[-1]["member_id"]}
+    latest: dict[tuple[str, str], Membership] = {}
+    for row in await _MEMBERSHIP_RANGE.fetch(connection, **between):
+        latest[row["member_id"], row["scheme_id"]] = to_membership(row)
+    for (member_id, _), membership in latest.items():
+        found[member_id].memberships[membership.membership_id] = membership
+    for row in await _TAG_RANGE.fetch(connection, **between):
+        found[row["member_id"]].tags[row["key"]] = to_tag(row)
+    for row in await _ORDER_RANGE.fetch(connection, **between):
+        found[row["member_id"]].orders[row["order_id"]] = to_order(row)
+    for profile in found.values():
+        profile.known = True
     return found
 
 
@@ -339,11 +399,3 @@ async def rooms(connection: Connection, names: Collection[SeriesName]) -> dict[S
         (row["of_scheme"], row["of_anchor"]): None if row["group_id"] is None else to_group(row)
         for row in rows
     }
-
-
-_EPOCH = Statement(sa.select(t.meta.c.epoch))
-
-
-async def epoch(connection: Connection) -> int:
-    """Rises when the database was restored from a backup."""
-    return int(await _EPOCH.fetch_value(connection))

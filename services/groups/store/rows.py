@@ -10,6 +10,7 @@ from typing import Any
 from services.chassis.database import Row
 from services.chassis.ids import bucket
 from services.chassis.statements import Values
+from services.groups.domain.facts import NO_PAST, Past, Visits
 from services.groups.domain.profile import (
     Basis,
     Ending,
@@ -41,6 +42,7 @@ def to_profile(row: Found) -> Profile:
             name: (version[0], version[1]) for name, (_, version) in told.items() if version is not None
         },
         left={group_id: datetime.fromisoformat(moment) for group_id, moment in left.items()},
+        past=_to_past(row),
         offer_time=row["offer_time"],
         evaluate_time=row["evaluate_time"],
         next_due_time=row["next_due_time"],
@@ -55,9 +57,31 @@ def member_rows(profile: Profile) -> list[Values]:
     return [
         (
             *(bucket(p.member_id), p.member_id, p.version, _json(told), _json(left)),
-            *(p.offer_time, p.evaluate_time, p.next_due_time),
+            *(_json(_past(p.past)), p.past.until, p.offer_time, p.evaluate_time, p.next_due_time),
         )
     ]
+
+
+def _to_past(row: Found) -> Past:
+    if row["past_until"] is None:
+        return NO_PAST
+    past = json.loads(row["past"])
+    stores = {
+        store: Visits(count, datetime.fromisoformat(first), datetime.fromisoformat(last))
+        for store, (count, first, last) in past["stores"].items()
+    }
+    city = past["city"] and (datetime.fromisoformat(past["city"][0]), past["city"][1], past["city"][2])
+    return Past(until=row["past_until"], stores=stores, city=city)
+
+
+def _past(past: Past) -> dict[str, Any]:
+    if past.until is None:
+        return {}
+    stores = {
+        store: (visits.orders, visits.first_time.isoformat(), visits.last_time.isoformat())
+        for store, visits in past.stores.items()
+    }
+    return {"stores": stores, "city": past.city and (past.city[0].isoformat(), *past.city[1:])}
 
 
 def to_membership(row: Found) -> Membership:

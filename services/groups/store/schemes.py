@@ -193,6 +193,11 @@ class Evaluation:
     """Members."""
     start_time: datetime
 
+    @property
+    def name(self) -> tuple[str, str, int]:
+        """What tells it from others, and from itself before it began again."""
+        return (self.kind, self.subject_id, self.version)
+
 
 def _start() -> Statement:
     names = [column.name for column in t.evaluations.columns]
@@ -289,3 +294,39 @@ async def advance_evaluation(
         end=end,
     )
     return bool(touched)
+
+
+# --- what may still go by an older version ------------------------------------------------------------
+
+
+def _older() -> Statement:
+    """What the service's processes began by then and still do; they are told by what they call themselves."""
+    names = ("pid", "datname", "usename", "application_name", "xact_start")
+    activity = sa.table("pg_stat_activity", *(sa.column(name) for name in names))
+    a, function = activity.c, sa.func
+    return Statement(
+        sa.select(function.count())
+        .select_from(activity)
+        .where(
+            a.pid != function.pg_backend_pid(),
+            a.datname == function.current_database(),
+            a.usename == function.current_user(),
+            a.application_name == function.current_setting(sa.literal_column("'application_name'")),
+            a.xact_start <= sa.bindparam("since", type_=t.INSTANT),
+        )
+    )
+
+
+_OLDER = _older()
+_DATABASE_TIME = Statement(sa.select(sa.func.clock_timestamp()))
+
+
+async def database_time(connection: Connection) -> datetime:
+    """The database's own time."""
+    found: datetime = await _DATABASE_TIME.fetch_value(connection)
+    return found
+
+
+async def older_transactions(connection: Connection, since: datetime) -> int:
+    """How many transactions of the service's processes began by `since` (database time) and go on."""
+    return int(await _OLDER.fetch_value(connection, since=since))

@@ -6,12 +6,10 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from typing import Any
 
+from services.chassis.answers import Done, Named
 from services.chassis.inbox import InboxKey
 from services.groups.domain.profile import Profile
 from services.groups.domain.seats import Group, SeriesName
-
-Named = tuple[str, str]
-"""A member, and the id of something of it."""
 
 
 @dataclass(slots=True)
@@ -19,7 +17,8 @@ class Wanted:
     """What a batch needs to see of members, under their locks: what `store.lock` takes.
 
     Of every member named it sees the active memberships, and of each scheme the latest; of those who are in
-    `facts_of`, or whose `evaluate_time` has come, also all tags and orders.
+    `facts_of`, or whose `evaluate_time` has come, also all tags, and the orders since their past; of `orders`
+    those named, and where one of them is of the past, all of its member.
     """
 
     at: datetime
@@ -27,6 +26,7 @@ class Wanted:
     requests: set[Named] = field(default_factory=set)
     events: list[InboxKey] = field(default_factory=list)
     facts_of: set[str] = field(default_factory=set)  # members whose tags and orders are wanted
+    orders: set[Named] = field(default_factory=set)  # of such members
 
 
 @dataclass(slots=True)
@@ -47,23 +47,13 @@ class WantedSeries:
 
 
 @dataclass(slots=True)
-class Answered:
-    """The first answer to a request."""
-
-    payload_hash: bytes
-    body: bytes | None
-    """None once its member was erased."""
-
-
-@dataclass(slots=True)
 class Seen:
     """What the database says, locked until commit."""
 
     profiles: dict[str, Profile] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
     """Members who were not there; those to whom nothing comes are dropped again."""
-    answers: dict[Named, Answered] = field(default_factory=dict)
-    events: set[tuple[str, ...]] = field(default_factory=set)
+    done: Done = field(default_factory=Done)
     series: dict[SeriesName, int] = field(default_factory=dict)
     """The last number given in each series; 0 where there is no group yet."""
     groups: dict[str, Group] = field(default_factory=dict)
@@ -84,5 +74,3 @@ class Changes:
 
     before: Seen
     after: Seen
-    answers: dict[Named, Answered] = field(default_factory=dict)
-    events: list[InboxKey] = field(default_factory=list)

@@ -1,7 +1,8 @@
 """Every SQL statement of the service, and rows to domain and back."""
 
+from services.chassis.tables import epoch
 from services.points.store.batch import load_growth, lock, save, sum_growth
-from services.points.store.boxes import DEAD_LETTERS, INBOX, INBOX_KEPT, OUTBOX, OUTBOX_KEPT, REQUESTS
+from services.points.store.boxes import DEAD_LETTERS, INBOX, OUTBOX, REQUESTS
 from services.points.store.erasure import erase
 from services.points.store.programmes import (
     add_programme,
@@ -15,7 +16,6 @@ from services.points.store.reads import (
     Filter,
     caps,
     due_members,
-    epoch,
     find_hold,
     find_transaction,
     open_holds,
@@ -29,9 +29,7 @@ __all__ = [
     "BALANCES",
     "DEAD_LETTERS",
     "INBOX",
-    "INBOX_KEPT",
     "OUTBOX",
-    "OUTBOX_KEPT",
     "REQUESTS",
     "Changes",
     "Entry",

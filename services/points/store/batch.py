@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from services.chassis.consumer import Delivery
 from services.chassis.database import Connection, Insert, Row, Statement, columns, insert_rows, rows_of
 from services.chassis.ids import bucket
-from services.chassis.statements import given_members, keyed, keys
+from services.chassis.statements import dropping, given_members, keyed, keys
 from services.points import tables as t
 from services.points.domain.ledger import HASH_VERSION, Account, Hold, Member
 from services.points.store.boxes import DEAD_LETTERS, INBOX
@@ -114,8 +114,7 @@ async def lock(connection: Connection, wanted: Wanted, at: datetime) -> Seen:
     await _load_lots(connection, [m for m in members.values() if m.seq and _needs_lots(m, wanted, at)])
     head = rows[0]["head_version"] if rows else await head_version(connection, at)
     seen = Seen(members, head)
-    if wanted.events:
-        seen.events = await INBOX.known(connection, wanted.events)
+    seen.events = await INBOX.known(connection, wanted.events)
     await _load_known(connection, wanted, seen)
     waiting = {(member, order) for member, order in wanted.orders if _waits(members.get(member))}
     past = (wanted.refunded, wanted.pasts, wanted.pasts_by_request, wanted.holds, wanted.captures, waiting)
@@ -260,12 +259,6 @@ def _apply_refunds() -> Statement:
     )
 
 
-def _drop_refunds() -> Statement:
-    names = ("bucket", "member_id", "order_id", "refund_id")
-    given = rows_of(**{name: t.refunds.c[name].type for name in names})
-    return Statement(sa.delete(t.refunds).where(*(t.refunds.c[name] == given.c[name] for name in names)))
-
-
 def _add_to(table: sa.Table, counter: str) -> Statement:
     """Adds to a counter of a member, making its row if need be."""
     upsert = insert_rows(table, *table.c.keys())
@@ -290,7 +283,7 @@ _ADD_HOLDS = Insert(t.holds)
 _UPDATE_HOLDS = _update_holds()
 _ADD_REFUNDS = Insert(t.refunds)
 _APPLY_REFUNDS = _apply_refunds()
-_DROP_REFUNDS = _drop_refunds()
+_DROP_REFUNDS = dropping(t.refunds)
 _ADD_CAPS = _add_to(t.cap_uses, "used")
 _ADD_GROWTH = _add_to(t.growth_days, "amount")
 

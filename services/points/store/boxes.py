@@ -1,6 +1,4 @@
-"""The service's outbox, inbox, dead letters and first answers, and how long they are kept."""
-
-from datetime import timedelta
+"""The service's outbox, inbox, dead letters and first answers."""
 
 from loyalty.points.v1.points_events_pb2 import TransferRefused, TransferSent
 
@@ -18,5 +16,3 @@ OUTBOX = Outbox(
 INBOX = Inbox(t.inbox)
 REQUESTS = Requests(t.requests)
 DEAD_LETTERS = DeadLetters(t.dead_letters)
-OUTBOX_KEPT = timedelta(days=30)  # of wall time, as long as the stream keeps them
-INBOX_KEPT = timedelta(days=90)

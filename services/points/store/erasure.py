@@ -5,12 +5,12 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from services.chassis.database import Connection, Statement
+from services.chassis.erasure import forget
 from services.chassis.ids import bucket
 from services.points import tables as t
-from services.points.store.boxes import INBOX, OUTBOX
+from services.points.store.boxes import DEAD_LETTERS, INBOX, OUTBOX
 from services.points.store.rows import OF_MEMBER
 
-_PREFIX = sa.bindparam("prefix", type_=sa.LargeBinary)
 _ERASE_NOTES = Statement(
     sa.delete(t.notes).where(
         t.notes.c.bucket == sa.bindparam("b"), t.notes.c.member_id == sa.bindparam("member")
@@ -36,13 +36,6 @@ def _erase_lines() -> Statement:
 
 _ERASE_LINES = _erase_lines()
 
-# Events that were refused have no effect to find them by; but each begins with its member, field 1.
-_ERASE_REFUSED = Statement(
-    sa.delete(t.dead_letters)
-    .where(sa.func.substr(t.dead_letters.c.body, 1, sa.func.length(_PREFIX)) == _PREFIX)
-    .returning(t.dead_letters.c.stream, t.dead_letters.c.stream_seq, t.dead_letters.c.event_id)
-)
-
 
 async def erase(connection: Connection, member_id: str) -> tuple[int, int, int, int]:
     """Removes a locked member's free text, sources, events and dead letters. Returns how many of each."""
@@ -50,9 +43,5 @@ async def erase(connection: Connection, member_id: str) -> tuple[int, int, int, 
     notes = await _ERASE_NOTES.execute(connection, **key)
     sources = await _ERASE_SOURCES.execute(connection, **key)
     await _ERASE_LINES.execute(connection, **key)
-    events = await OUTBOX.erase(connection, member_id)
-    received = await INBOX.of_member(connection, member_id)
-    prefix = b"\x0a" + bytes([len(member_id)]) + member_id.encode()
-    refused = await _ERASE_REFUSED.fetch(connection, prefix=prefix)
-    await OUTBOX.erase_later(connection, received + refused)
-    return notes, sources, events, len(refused)
+    events, refused = await forget(connection, member_id, OUTBOX, INBOX, DEAD_LETTERS)
+    return notes, sources, events, refused

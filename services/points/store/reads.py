@@ -208,15 +208,9 @@ _DUE_MEMBERS = Statement(
     .order_by(t.members.c.next_due_time)
     .limit(sa.bindparam("most", type_=sa.BigInteger))
 )
-_EPOCH = Statement(sa.select(t.meta.c.epoch))
 
 
 async def due_members(connection: Connection, at: datetime, most: int) -> list[str]:
     """Members for whom something fell due, longest ago first."""
     rows = await _DUE_MEMBERS.fetch(connection, at=at, most=most)
     return [row["member_id"] for row in rows]
-
-
-async def epoch(connection: Connection) -> int:
-    """Rises when the database was restored from a backup."""
-    return int(await _EPOCH.fetch_value(connection))

@@ -7,3 +7,6 @@ CREATE DATABASE cards OWNER cards_owner;
 CREATE ROLE groups LOGIN PASSWORD 'dev-only';
 CREATE ROLE groups_owner LOGIN PASSWORD 'dev-only-owner';
 CREATE DATABASE groups OWNER groups_owner;
+CREATE ROLE referral LOGIN PASSWORD 'dev-only';
+CREATE ROLE referral_owner LOGIN PASSWORD 'dev-only-owner';
+CREATE DATABASE referral OWNER referral_owner;

@@ -203,6 +203,8 @@ def upgrade() -> None:
         sa.Column(
             "left_groups", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False
         ),
+        sa.Column("past", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
+        sa.Column("past_until", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("offer_time", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("evaluate_time", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("next_due_time", postgresql.TIMESTAMP(timezone=True), nullable=True),
@@ -326,6 +328,7 @@ def upgrade() -> None:
         sa.CheckConstraint("amount_minor >= 0", name="orders_amount"),
         sa.PrimaryKeyConstraint("bucket", "member_id", "order_id", name=op.f("orders_key")),
     )
+    op.create_index("orders_by_time", "orders", ["bucket", "member_id", "paid_time"], unique=False)
     op.create_table(
         "outbox",
         sa.Column(

@@ -3,8 +3,8 @@
 isort:skip_file
 What the referral service announces, on the stream REFERRAL.
 
-An event about a bond between two members counts the attribution's events in `version`, one about a
-campaign those of the campaign, every other those of its member.
+An event about a bond between two members counts the attribution's events in `version`, one about a reward
+those of the reward, one about a campaign those of the campaign, every other those of its member.
 """
 
 from collections import abc as _abc
@@ -91,6 +91,30 @@ REVOKE_REASON_REQUESTED: RevokeReason.ValueType  # 4
 REVOKE_REASON_WRITTEN_OFF: RevokeReason.ValueType  # 5
 """The reward could not be handed over and was written off."""
 Global___RevokeReason: _TypeAlias = RevokeReason  # noqa: Y015
+
+class _DropReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DropReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DropReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DROP_REASON_UNSPECIFIED: _DropReason.ValueType  # 0
+    """Not set."""
+    DROP_REASON_LAPSED: _DropReason.ValueType  # 1
+    """The invitee did not qualify in time. What was done in time and is told late undoes it."""
+    DROP_REASON_REJECTED: _DropReason.ValueType  # 2
+    """The fraud rules, or an operator, found that it never counts."""
+
+class DropReason(_DropReason, metaclass=_DropReasonEnumTypeWrapper):
+    """DropReason is why an invitee cannot count any more."""
+
+DROP_REASON_UNSPECIFIED: DropReason.ValueType  # 0
+"""Not set."""
+DROP_REASON_LAPSED: DropReason.ValueType  # 1
+"""The invitee did not qualify in time. What was done in time and is told late undoes it."""
+DROP_REASON_REJECTED: DropReason.ValueType  # 2
+"""The fraud rules, or an operator, found that it never counts."""
+Global___DropReason: _TypeAlias = DropReason  # noqa: Y015
 
 class _RewardRole:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -217,6 +241,7 @@ class InviteeBound(_message.Message):
     CAMPAIGN_VERSION_FIELD_NUMBER: _builtins.int
     INVITER_MEMBER_ID_FIELD_NUMBER: _builtins.int
     LAPSE_TIME_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     """The member who was invited."""
     epoch: _builtins.int
@@ -231,6 +256,8 @@ class InviteeBound(_message.Message):
     """The version of the campaign."""
     inviter_member_id: _builtins.str
     """The member who invited."""
+    depth: _builtins.int
+    """1 or 0 where the inviter brought the invitee, 2 where one whom the inviter brought did."""
     @_builtins.property
     def occur_time(self) -> _timestamp_pb2.Timestamp:
         """When the fact happened."""
@@ -251,10 +278,11 @@ class InviteeBound(_message.Message):
         campaign_version: _builtins.int = ...,
         inviter_member_id: _builtins.str = ...,
         lapse_time: _timestamp_pb2.Timestamp | None = ...,
+        depth: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lapse_time", b"lapse_time", "occur_time", b"occur_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribution_id", b"attribution_id", "campaign_id", b"campaign_id", "campaign_version", b"campaign_version", "epoch", b"epoch", "inviter_member_id", b"inviter_member_id", "lapse_time", b"lapse_time", "member_id", b"member_id", "occur_time", b"occur_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribution_id", b"attribution_id", "campaign_id", b"campaign_id", "campaign_version", b"campaign_version", "depth", b"depth", "epoch", b"epoch", "inviter_member_id", b"inviter_member_id", "lapse_time", b"lapse_time", "member_id", b"member_id", "occur_time", b"occur_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -399,6 +427,66 @@ class InviteeRevoked(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InviteeRevoked: _TypeAlias = InviteeRevoked  # noqa: Y015
+
+@_typing.final
+class InviteeDropped(_message.Message):
+    """InviteeDropped: an invitee who had not qualified, or no longer did, will not count for the inviter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    OCCUR_TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ATTRIBUTION_ID_FIELD_NUMBER: _builtins.int
+    CAMPAIGN_ID_FIELD_NUMBER: _builtins.int
+    CAMPAIGN_VERSION_FIELD_NUMBER: _builtins.int
+    INVITER_MEMBER_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member who was invited."""
+    epoch: _builtins.int
+    """Rises when the service's database was restored from a backup."""
+    version: _builtins.int
+    """Rises by one with each event about the attribution, within an epoch."""
+    attribution_id: _builtins.str
+    """The bond between the two members in the campaign."""
+    campaign_id: _builtins.str
+    """The campaign."""
+    campaign_version: _builtins.int
+    """The version of the campaign."""
+    inviter_member_id: _builtins.str
+    """The member who invited."""
+    reason: Global___DropReason.ValueType
+    """Why."""
+    depth: _builtins.int
+    """1 where the inviter brought the invitee, 2 where one whom the inviter brought did."""
+    @_builtins.property
+    def occur_time(self) -> _timestamp_pb2.Timestamp:
+        """When the fact happened."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        occur_time: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.int = ...,
+        version: _builtins.int = ...,
+        attribution_id: _builtins.str = ...,
+        campaign_id: _builtins.str = ...,
+        campaign_version: _builtins.int = ...,
+        inviter_member_id: _builtins.str = ...,
+        reason: Global___DropReason.ValueType = ...,
+        depth: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribution_id", b"attribution_id", "campaign_id", b"campaign_id", "campaign_version", b"campaign_version", "depth", b"depth", "epoch", b"epoch", "inviter_member_id", b"inviter_member_id", "member_id", b"member_id", "occur_time", b"occur_time", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InviteeDropped: _TypeAlias = InviteeDropped  # noqa: Y015
 
 @_typing.final
 class StepReached(_message.Message):
@@ -626,7 +714,7 @@ class RewardGranted(_message.Message):
     epoch: _builtins.int
     """Rises when the service's database was restored from a backup."""
     version: _builtins.int
-    """Rises by one with each event about the member, within an epoch."""
+    """Rises by one with each event about the reward, within an epoch."""
     reward_id: _builtins.str
     """The reward; another attempt at the same rung has another id."""
     campaign_id: _builtins.str
@@ -729,7 +817,7 @@ class RewardFulfilled(_message.Message):
     epoch: _builtins.int
     """Rises when the service's database was restored from a backup."""
     version: _builtins.int
-    """Rises by one with each event about the member, within an epoch."""
+    """Rises by one with each event about the reward, within an epoch."""
     reward_id: _builtins.str
     """The reward."""
     campaign_id: _builtins.str
@@ -811,7 +899,7 @@ class RewardFailed(_message.Message):
     epoch: _builtins.int
     """Rises when the service's database was restored from a backup."""
     version: _builtins.int
-    """Rises by one with each event about the member, within an epoch."""
+    """Rises by one with each event about the reward, within an epoch."""
     reward_id: _builtins.str
     """The reward."""
     campaign_id: _builtins.str
@@ -869,7 +957,7 @@ class RewardClawedBack(_message.Message):
     epoch: _builtins.int
     """Rises when the service's database was restored from a backup."""
     version: _builtins.int
-    """Rises by one with each event about the member, within an epoch."""
+    """Rises by one with each event about the reward, within an epoch."""
     reward_id: _builtins.str
     """The reward."""
     campaign_id: _builtins.str

@@ -1,0 +1,7 @@
+"""How Alembic runs; everything is in the chassis."""
+
+from alembic import context
+
+from services.chassis.migrations import configure
+
+configure(context)

@@ -140,7 +140,7 @@ def _play(console: Console, on: Stage, programme: Path) -> Played:
     with _step(console, "490 guests of a store, and a bank's customer, find their groups"):
         bank = yaml.safe_load(BANK.read_text(encoding="utf-8"))
         cleo_and_dora = list(groups.play(on, said["groups"], bank["groups"]))
-    with _step(console, "Another brings friends, who are worth a card and a fan level; a customer, others"):
+    with _step(console, "A guest brings friends, and loses some; a customer others to the bank"):
         emma_and_felix = list(referral.play(on, said, bank))
     with _step(console, "A year passes: everybody is told what expires, and it does"):
         ann += points.a_year_later(on)
@@ -249,11 +249,11 @@ def _line(event: Any) -> str:
     if not isinstance(event, PointsPosted):
         known = [name for name in TELLING if name in event.DESCRIPTOR.fields_by_name]
         told = "  ".join(f"{name} {getattr(event, name)}" for name in known if getattr(event, name))
-        return f"{type(event).__name__:14} {event.member_id:8} {told}".rstrip()
+        return f"{type(event).__name__:16} {event.member_id:8} {told}".rstrip()
     tx = event.transaction
     kind = points_pb.TransactionKind.Name(tx.kind).removeprefix("TRANSACTION_KIND_")
     after = f"available after {tx.balance.available:<5} hash {tx.hash.hex()[:12]}…"
-    return f"{kind:14} {event.member_id:8} seq {tx.seq:<3} {after}"
+    return f"{kind:16} {event.member_id:8} seq {tx.seq:<3} {after}"
 
 
 def _scenes(title: str, columns: Sequence[str], scenes: Iterable[Scene]) -> Table:

@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, Self
 from urllib.parse import quote
@@ -36,6 +37,7 @@ RELEASE_SECONDS = guard.STOP_SECONDS + KILL_SECONDS  # until the guard of a dead
 LOG_TAIL_BYTES = 4000
 # Below Linux's and macOS's ephemeral ports: no outgoing connection takes the port while its server is down.
 PORTS = range(15000, 32000)
+BLOCK = 1000  # ports that one process gives away
 PORT_TRIES = 100
 UNPRIVILEGED_USER = "nobody"  # PostgreSQL refuses to run as root
 CLUSTER_PREFIX = "loyalty-cluster-"
@@ -261,13 +263,30 @@ class Nats(Guarded):
         return server
 
 
-_GIVEN: deque[int] = deque(maxlen=1_000)  # ports that somebody may be about to listen on
+_GIVEN: deque[int] = deque(maxlen=BLOCK * 9 // 10)  # ports that somebody may be about to listen on
+
+
+@cache
+def _ports() -> tuple[range, socket.socket | None]:
+    """The ports that this process gives away, and what keeps others from giving them: their first one, bound.
+
+    Where all blocks are taken it gives away any, as they do.
+    """
+    for block in secrets.SystemRandom().sample(range(PORTS.start, PORTS.stop, BLOCK), len(PORTS) // BLOCK):
+        claim = socket.socket()
+        try:
+            claim.bind((HOST, block))
+        except OSError:
+            claim.close()
+        else:
+            return range(block + 1, block + BLOCK), claim
+    return PORTS, None
 
 
 def free_port() -> int:
     """Return a loopback TCP port that nothing listens on, and that was not given to anybody lately."""
     for _ in range(PORT_TRIES):
-        port = secrets.choice(PORTS)
+        port = secrets.choice(_ports()[0])
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((HOST, port))
             if port not in _GIVEN:

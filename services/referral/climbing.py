@@ -45,7 +45,8 @@ def told(step: Step, command: InviteeTold) -> None:
             qualify_time=now.qualify_time or known.qualify_time,
         )
     step.keep(now)
-    if InviteeState.QUALIFIED in (now.state, known and known.state):
+    counts = InviteeState.QUALIFIED in (now.state, known and known.state)
+    if counts or now.revoke_reason is RevokeReason.FRAUD:
         step.moved.append(now)
 
 
@@ -68,7 +69,7 @@ def climb(step: Step, campaign_id: str, moved: Sequence[Invitee]) -> None:
             _announce(step, campaign, now[name], counted)
     given = _by_rung(profile.rewards.values())
     for name in sorted({*changed, *_concerned(now, given, moved, counted)}):
-        _follow(step, now[name], given.get(name, ()), counted, _reason(moved))
+        _follow(step, now[name], given.get(name, ()), counted, _reason(now[name], moved))
     _rank(step, campaign, counted)
 
 
@@ -79,12 +80,11 @@ def _by_rung(given: Iterable[Reward]) -> dict[RungName, list[Reward]]:
     return found
 
 
-def _reason(moved: Iterable[Invitee]) -> RevokeReason:
-    """Why some do not count any more: where it was fraud for one, nothing is spared."""
-    reasons = [one.revoke_reason for one in moved if one.revoke_reason is not None]
-    if RevokeReason.FRAUD in reasons:
-        return RevokeReason.FRAUD
-    return reasons[0] if reasons else RevokeReason.REFUNDED
+def _reason(rung: Rung, moved: Iterable[Invitee]) -> RevokeReason:
+    """Why somebody does not count any more who did on a rung, as far as that can be said of one."""
+    reasons = {one.attribution_id: one.revoke_reason for one in moved if one.revoke_reason is not None}
+    other = next(iter(reasons.values()), RevokeReason.REFUNDED)
+    return reasons.get(rung.attribution_id, other)
 
 
 def _announce(step: Step, campaign: Campaign, rung: Rung, counted: Lines) -> None:

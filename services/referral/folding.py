@@ -14,8 +14,8 @@ from services.chassis import due, outbox
 from services.chassis.due import Due
 from services.chassis.errors import ServiceError
 from services.referral import binding, climbing, commands, inviting, qualifying, reviewing, rewarding
-from services.referral.commands import BindInvitee, Command
-from services.referral.domain.profile import Invitee
+from services.referral.commands import BindInvitee, Command, InviteeTold
+from services.referral.domain.profile import Invitee, RevokeReason
 from services.referral.errors import CodeUnknown
 from services.referral.steps import Scene, Step
 from services.referral.store import Changes
@@ -75,7 +75,12 @@ class Fold:
 
     def answer(self, command: Command) -> Answer:
         """Folds one command over the state."""
+        alone = isinstance(command, InviteeTold) and command.invitee.revoke_reason is RevokeReason.FRAUD
+        if alone:  # what fraud brought is taken back in any case, and nothing else is for its sake
+            self.finish()
         answer = self._seen.done.answer(command, self._apply)
+        if alone:
+            self.finish()
         if isinstance(command, BindInvitee) and isinstance(answer, CodeUnknown):
             tries, name = self._seen.tries, (command.caller, self._scene.minute)
             tries[name] = tries.get(name, 0) + 1

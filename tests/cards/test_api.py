@@ -1,4 +1,4 @@
-"""The cards API over a real channel, on both fronts: the catalogue, what is bought, what becomes of it."""
+"""The cards API over a real channel: the catalogue, what is bought, what becomes of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Benefits over a real channel, on both fronts: what may be used, what an order costs, uses and savings."""
+"""Benefits over a real channel: what may be used, what an order costs, uses and savings."""
 
 from __future__ import annotations
 

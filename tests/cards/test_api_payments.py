@@ -1,4 +1,4 @@
-"""Payments over a real channel, on both fronts: each is stored and answered once, and none is lost."""
+"""Payments over a real channel: each is stored and answered once, and none is lost."""
 
 from __future__ import annotations
 

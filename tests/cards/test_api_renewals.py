@@ -1,4 +1,4 @@
-"""Signed renewals over a real channel, on both fronts: notice, order, charge, and what is refused."""
+"""Signed renewals over a real channel: notice, order, charge, and what is refused."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from loyalty.cards.v1 import cards_events_pb2 as cards_pb
@@ -25,11 +25,21 @@ from tests.chaos.journal import Entry, rows_of
 
 FIRST, THIRD, CARD, AGAIN, EACH, DEEP = "first", "third", "card", "again", "each", "deep"
 ONCE = {FIRST: 1, THIRD: 3, CARD: 4}  # at how many
+WINDOW = timedelta(hours=87_840)  # ten years: seldom does the clock leap so far while a journal runs
 COST = 100  # minor units, of what has a price of its own
 CROWD, CROWD_SCORE = 2, 50  # members with one device of whom none waits for an operator, and what more bring
 PAYERS, PAYERS_SCORE = 1, 100  # the same of the account that pays, and how many are wrong for sure
 TABLES = ("members", "answers", "attributions", "facts", "invites", "invitees", "steps", "rewards", "ranks")
 STANDING = ("PENDING", "GRANTED", "FULFILLED", "FAILED")
+GRANTED, FULFILLED = epb.RewardGranted, epb.RewardFulfilled
+# What is told of a reward that stands so: one way or another.
+WAYS: Mapping[str, Sequence[Sequence[Any]]] = {
+    "PENDING": [[]],
+    "WITHDRAWN": [[]],
+    "GRANTED": [[GRANTED]],
+    "FULFILLED": [[GRANTED, FULFILLED]],
+    "CLAWED_BACK": [[GRANTED, epb.RewardClawedBack], [GRANTED, FULFILLED, epb.RewardClawedBack]],
+}
 VERDICTS: Mapping[int, str] = {pb.REVIEW_STATUS_PASSED: "PASS", pb.REVIEW_STATUS_REJECTED: "REJECT"}
 
 Rows = Sequence[Any]
@@ -50,6 +60,15 @@ def rounds(step_id: str, near: int, far: int) -> int:
     if step_id in ONCE:
         return int(near >= ONCE[step_id])
     return {AGAIN: max(0, (near - 2) // 2), EACH: max(0, near - 1), DEEP: far}[step_id]
+
+
+def status(verdict: str, orders: Collection[str], undone: Collection[str]) -> str:
+    """Where a bond stands that is judged so, by what its invitee bought and gave back."""
+    if verdict == "REJECT":
+        return "REJECTED"
+    if set(orders) - set(undone):
+        return "QUALIFIED" if verdict == "PASS" else "BOUND"
+    return "REVOKED" if orders else "BOUND"
 
 
 # --- what the client knows ------------------------------------------------------------------------------
@@ -74,14 +93,6 @@ class Friend:
     def inviter(self) -> str:
         """Who brought it."""
         return self.bond.inviter_member_id if self.bond else ""
-
-    def status(self, verdict: str) -> str:
-        """Where its bond stands, if that is what is thought of it."""
-        if verdict == "REJECT":
-            return "REJECTED"
-        if self.orders.keys() - self.undone:
-            return "QUALIFIED" if verdict == "PASS" else "BOUND"
-        return "REVOKED" if self.orders else "BOUND"
 
 
 # --- what the books have --------------------------------------------------------------------------------
@@ -182,15 +193,18 @@ class Books:
 
     def _check_standing(self, friends: Mapping[str, Friend]) -> None:
         """Each bond stands as what its invitee did says, by the first of it that was not undone."""
-        told: dict[str, dict[str, datetime]] = defaultdict(dict)
-        for row in self.kept["facts"]:
-            if row["occur_time"] is not None:
-                told[row["member_id"]][row["reference_id"]] = row["occur_time"]
+        told: defaultdict[str, list[Any]] = defaultdict(list)
+        for fact in self.kept["facts"]:
+            told[fact["member_id"]].append(fact)
         for row in self.kept["attributions"]:
-            friend, times = friends[row["member_id"]], told[row["member_id"]]
-            assert row["status"] == friend.status(row["verdict"]), row
-            deeds = sorted((times[order_id], order_id) for order_id in friend.orders)
-            counting = [deed for deed in deeds if deed[1] not in friend.undone] or deeds
+            friend = friends[row["member_id"]]
+            facts = [fact for fact in told[row["member_id"]] if _in_time(fact, row["lapse_time"])]
+            undone = {fact["reference_id"] for fact in facts if _undone(fact)}
+            deeds = sorted((fact["occur_time"], fact["reference_id"]) for fact in facts)
+            stands = status(row["verdict"], [order_id for _, order_id in deeds], undone)
+            lapsed = stands == "BOUND" and not deeds and self.moved
+            assert row["status"] == stands or (lapsed and row["status"] == "LAPSED"), row
+            counting = [deed for deed in deeds if deed[1] not in undone] or deeds
             by = (row["qualify_time"], row["reference_id"])
             assert by == (counting[0] if counting else (None, ""))
             assert row["amount_minor"] == friend.orders.get(row["reference_id"], 0)
@@ -268,15 +282,7 @@ class Books:
             kinds = [type(event) for event in told.pop(reward["reward_id"], [])]
             again = kinds[1:].count(epb.RewardGranted)
             assert not again or self.moved  # told again, as it was not handed over for a year
-            ways: dict[str, list[Any]] = {
-                "PENDING": [[]],
-                "WITHDRAWN": [[]],
-                "GRANTED": [[epb.RewardGranted]],
-                "FULFILLED": [[epb.RewardGranted, epb.RewardFulfilled]],
-            }
-            back = [[epb.RewardGranted], [epb.RewardGranted, epb.RewardFulfilled]]
-            ways["CLAWED_BACK"] = [[*way, epb.RewardClawedBack] for way in back]
-            assert kinds[:1] + kinds[1 + again :] in ways.get(reward["status"], []), reward
+            assert kinds[:1] + kinds[1 + again :] in WAYS.get(reward["status"], []), reward
         assert not told
 
     def _check_budget(self) -> None:
@@ -296,6 +302,14 @@ class Books:
         assert all(event.granted_minor <= event.budget_minor for event in exhausted)
         budgets = [event.budget_minor for event in exhausted]
         assert budgets == sorted(set(budgets))  # told once for each that was set
+
+
+def _in_time(fact: Any, lapse_time: datetime) -> bool:
+    return fact["occur_time"] is not None and fact["occur_time"] < lapse_time
+
+
+def _undone(fact: Any) -> bool:
+    return fact["revoke_time"] is not None and fact["revoke_time"] < fact["occur_time"] + WINDOW
 
 
 def check_points(rewards: Rows, members: Rows, ledger: Rows, told: Iterable[Any]) -> None:

@@ -57,7 +57,7 @@ async def test_a_killed_referral_service_loses_and_doubles_no_bond_and_no_reward
 
 
 async def test_the_journal_of_referral_notices_what_is_not_as_it_was_told(house: House) -> None:
-    journal = ReferralJournal(house, seed=62, members=4)
+    journal = ReferralJournal(house, seed=62, members=6)
     await journal.run(LOAD)
     await journal.verify()
     for table, forged, undone, where in FORGERIES:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from services.cli.servers import free_port
 
-MANY = 900  # of 17,000: picked at random alone, some would come twice
+MANY = 800  # of a thousand: picked at random alone, most would come twice
+GIVE = f"from services.cli.servers import free_port; print(*(free_port() for _ in range({MANY})))"
 
 
 def test_a_port_that_was_given_is_not_given_again() -> None:
     assert len({free_port() for _ in range(MANY)}) == MANY
+
+
+def test_two_processes_that_run_at_once_never_give_the_same() -> None:
+    mine = {free_port() for _ in range(MANY)}
+    given = subprocess.run([sys.executable, "-c", GIVE], capture_output=True, text=True, check=True)
+    theirs = set(map(int, given.stdout.split()))
+    assert len(theirs) == MANY
+    assert not mine & theirs

@@ -1,4 +1,4 @@
-"""The groups API over a real channel, on both fronts: schemes, programme, sites, and groups."""
+"""The groups API over a real channel: schemes, programme, sites, and groups."""
 
 from __future__ import annotations
 

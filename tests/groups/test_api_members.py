@@ -1,4 +1,4 @@
-"""Members over a real channel, on both fronts: what is near, seats, who came and left, what is known."""
+"""Members over a real channel: what is near, seats, who came and left, what is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same request again: every write, on both fronts, gets its first answer and changes nothing more."""
+"""The same request again: every write gets its first answer and changes nothing more."""
 
 from __future__ import annotations
 

@@ -147,20 +147,26 @@ class Circle:
 
     def apply(self, command: Command) -> Answer:
         """Folds a command over what there is, and hears what was announced."""
-        self.seen.profiles.setdefault(command.member_id, Profile(command.member_id))
-        self._look_around(command)
+        [answer] = self.together(command)
+        return answer
+
+    def together(self, *commands: Command) -> list[Answer]:
+        """Folds commands in one batch."""
+        for command in commands:
+            self.seen.profiles.setdefault(command.member_id, Profile(command.member_id))
+            self._look_around(command)
         fold = Fold(Scene(self.seen, self.campaigns, self.latest, self.owners, TERMS, self.at))
         before = dict(self.seen.profiles)
-        answer = fold.answer(command)
+        answers = [fold.answer(command) for command in commands]
         fold.finish()
         self._signals |= fold.changes.signals
-        if isinstance(answer, ServiceError):
+        if all(isinstance(answer, ServiceError) for answer in answers):
             assert self.seen.profiles == before
             assert not fold.announcements
         for event in fold.announcements:
             self.hear(event.subject, event.body)
         self._learn_codes()
-        return answer
+        return answers
 
     def do(self, kind: type[Command], member: str = ANN, /, **fields: Any) -> bytes:
         """Does a command; raises its refusal."""

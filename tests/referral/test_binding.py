@@ -254,6 +254,24 @@ def test_who_is_rejected_never_counts_until_an_operator_judges_anew() -> None:
         circle.do(ResolveReview, CEM, review_id=circle.reviews()[0].review_id, verdict=Verdict.PASS)
 
 
+def test_what_a_member_kept_after_a_refund_is_taken_back_once_it_was_fraud() -> None:
+    circle = Circle(
+        campaign(signal_limits=[DEVICE], review_score=4, on_drop="ON_DROP_KEEP", hold_period_hours=0)
+    )
+    for name in ("b1", "b2"):
+        circle.bind(name, ANN, signals={Signal.DEVICE: "x"})
+    circle.resolve("b2", Verdict.PASS)
+    circle.tell("b2", order("o2", NOON))
+    circle.deliver()
+    circle.grant()
+    circle.tell("b2", Fact(kind=FactKind.ORDER, reference_id="o2", refunds={"r": (EVERYTHING, NOON)}))
+    circle.deliver()
+    assert not circle.heard(epb.RewardClawedBack)
+    circle.resolve("b2", Verdict.REJECT)
+    circle.deliver()
+    assert [one.reason for one in circle.heard(epb.RewardClawedBack)] == [epb.REVOKE_REASON_FRAUD]
+
+
 def test_who_is_rejected_at_once_is_dropped_and_whoever_binds_is_not_told() -> None:
     circle = Circle(campaign(signal_limits=[DEVICE], review_score=2, reject_score=4))
     circle.bind("b1", ANN, signals={Signal.DEVICE: "x"})

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import pytest
 from loyalty.referral.v1 import referral_events_pb2 as epb
 
+from services.chassis.asked import by_clock
 from services.referral.commands import (
+    InviteeTold,
     Joined,
     RecordRewardPaid,
     RetryReward,
@@ -18,7 +21,15 @@ from services.referral.commands import (
     WriteOffReward,
 )
 from services.referral.domain.campaigns import FactKind
-from services.referral.domain.profile import EVERYTHING, Fact, InviteeState, Reward, RewardStatus, Role
+from services.referral.domain.profile import (
+    EVERYTHING,
+    Fact,
+    InviteeState,
+    RevokeReason,
+    Reward,
+    RewardStatus,
+    Role,
+)
 from services.referral.errors import RewardNotOpen, RewardNotPaidOutside, RewardUnknown
 from tests.referral.circle import ANN, Circle, campaign, order, points, standing, step
 from tests.referral.plain import DAY, HOUR, NOON
@@ -147,6 +158,23 @@ def test_of_a_rung_that_is_lost_and_regained_one_reward_stands(
     brought(circle, "b2")
     assert {one.attempt: str(one.status) for one in circle.rewards()} == then
     assert [one.attempt for one in circle.heard(epb.StepReached)] == [1, 2]
+
+
+@pytest.mark.parametrize(("order_of", "taken"), [((0, 1), "five"), ((1, 0), "four")])
+def test_what_fraud_brought_is_taken_back_and_nothing_else_for_its_sake(
+    order_of: tuple[int, int], taken: str
+) -> None:
+    circle = Circle(campaign(step("four", at=4), step("five", at=5), hold_period_hours=0))
+    brought(circle, *(f"b{number}" for number in range(5)))
+    circle.grant()
+    first, second, *_ = circle.profile().invitees.values()
+    told: dict[str, Any] = {"state": InviteeState.REVOKED, "told": (1, 9)}
+    mail = [
+        replace(first, **told, revoke_reason=RevokeReason.FRAUD),
+        replace(second, **told, revoke_reason=RevokeReason.REFUNDED),
+    ]
+    circle.together(*(InviteeTold(**by_clock(ANN), invitee=mail[index]) for index in order_of))
+    assert [one.step_id for one in circle.rewards() if one.status == "CLAWED_BACK"] == [taken]
 
 
 def test_a_reward_of_a_rung_that_is_lost_before_it_is_granted_never_was() -> None:

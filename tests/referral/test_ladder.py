@@ -25,6 +25,7 @@ AT_FOUR = Step(step_id="four", at=4, reward=THOUSAND)
 EVERY_THREE = Step(step_id="more", every=3, every_from=3, reward=THOUSAND)
 EACH_FROM_TWO = Step(step_id="each", each_from=2, reward=THOUSAND)
 OF_THEIRS = Step(step_id="theirs", depth=2, at=2, reward=THOUSAND)
+WELCOME = Step(step_id="welcome", each_from=1, invitee_reward=THOUSAND)
 LADDER = (AT_TWO, AT_FOUR, EVERY_THREE, EACH_FROM_TWO, OF_THEIRS)
 
 
@@ -207,9 +208,12 @@ def test_two_levels_count_each_for_itself() -> None:
         (0, (EACH_FROM_TWO,), Ahead("each", 2)),
         (5, (EACH_FROM_TWO, EVERY_THREE), Ahead("each", 1)),
         (1, (OF_THEIRS,), None),
+        (0, (WELCOME, AT_FOUR), Ahead("four", 4)),
     ],
 )
-def test_what_comes_next_is_the_nearest(count: int, steps: tuple[Step, ...], following: Ahead | None) -> None:
+def test_what_comes_next_is_the_nearest_that_gives_the_inviter_something(
+    count: int, steps: tuple[Step, ...], following: Ahead | None
+) -> None:
     of = campaign(*steps, max_depth=2)
     assert ahead(of, 1, count, climbed(of, some("abcdef"[:count]))) == following
 

@@ -23,7 +23,7 @@ from services.cli.stories import ZONE, Patience, Scene, Stage, local_time
 from services.cli.stories.groups import IN_LUJIAZUI
 
 MEMBERS = ("emma", "felix")
-COLUMNS = ("friends", "points", "rewards", "besides")
+COLUMNS = ("friends", "points", "rungs", "besides")
 # What the brand adds to its rules for points once friends bring a card: the first month of it makes a fan.
 RULES = [
     {
@@ -85,16 +85,14 @@ def _up_the_ladder(story: _Story, emma: _Inviter) -> Iterator[Scene]:
     """
     story.stage.wait_until("2017-04-02 12:00")
     story.eats("friend-1")
-    rung = "first-friend pending"
-    yield emma.scene("a friend's first meal", lambda: "", ("1 of 6", "0", rung, ""))
+    yield emma.scene("a friend's first meal", lambda: "", ("1 of 6", "0", "1 pending", ""))
     for number in range(2, 7):
         story.eats(f"friend-{number}")
-    rungs = f"{rung}\nthree-friends pending\nfive-friends pending"
-    held = "friend-6: DEVICE"
-    yield emma.scene("two friends with one phone", story.reviews, ("5 of 6", "0", rungs, held))
+    seen = ("5 of 6", "0", "1, 3, 5 pending", "friend-6: DEVICE")
+    yield emma.scene("two friends with one phone", story.reviews, seen)
     story.rejects("friend-6")
     story.stage.wait_until("2017-04-09 13:00")
-    rungs = rungs.replace("pending", "fulfilled")
+    rungs = "1, 3, 5 fulfilled"
     fan = f"king 04-09 to 05-09\n{IRON_FANS}"
     yield emma.scene("a week later", emma.card_and_group, ("5 of 6", "6020", rungs, fan))
     issued = story.issues(5)
@@ -106,7 +104,7 @@ def _and_down(story: _Story, emma: _Inviter) -> Iterator[Scene]:
     story.stage.wait_until("2017-04-10 12:00")
     for number in (3, 4, 5):
         story.gives_back(f"friend-{number}", "2017-04-08 18:00")
-    rungs = "first-friend fulfilled\nthree-friends clawed back\nfive-friends clawed back"
+    rungs = "1 fulfilled\n3, 5 clawed back"
     yield emma.scene("three meals given back", emma.card_and_group, ("2 of 6", "1020", rungs, IRON_FANS))
 
 
@@ -117,8 +115,7 @@ def _up_again(story: _Story, emma: _Inviter, friend: _Inviter) -> Iterator[Scene
     story.stage.wait_until("2017-04-11 12:00")
     story.eats("friend-7")
     story.eats("friend-8")
-    again = "three-friends clawed back\nthree-friends fulfilled"
-    rungs = f"first-friend fulfilled\n{again}\nfive-friends clawed back"
+    rungs = "1, 3 fulfilled\n3, 5 clawed back"
     story.stage.wait_until("2017-04-18 13:00")
     issued = story.issues(2)
     yield emma.scene("one friend more", lambda: issued, ("3 of 7", "6020", rungs, "2 coupons"))
@@ -134,7 +131,8 @@ def _in_a_group(
 ) -> Iterator[Scene]:
     """A task group: who comes into it is given an invite, and it is told there what friends bring.
 
-    A deployment is of one brand, so with the bank's campaigns the chain's are over.
+    A deployment is of one brand, so with the bank's campaigns the chain's are over. That they are for the
+    newcomers of its groups is the story's.
     """
     story.stage.wait_until("2017-05-02 12:00")
     story.closes(chain["referral"]["campaigns"])
@@ -147,13 +145,11 @@ def _in_a_group(
     for client in ("client-1", "client-2", "client-3"):
         felix.brings(client)
         story.opens_a_card(client)
-    rungs = "first-friend pending\nthree-friends pending"
-    yield felix.scene("three cards opened", lambda: "", ("3 of 3", "30", rungs, ""))
+    yield felix.scene("three cards opened", lambda: "", ("3 of 3", "30", "1, 3 pending", ""))
     story.stage.wait_until("2017-06-01 13:00")
-    rungs = rungs.replace("pending", "fulfilled")
     granted = story.hears("RewardGranted", lambda told: told.member_id == felix.member_id)
     told_in = ", ".join({f"told in {story.name_of(told.announce_group_id)}" for told in granted})
-    seen = ("3 of 3", "6030", rungs, f"told in {LUJIAZUI}")
+    seen = ("3 of 3", "6030", "1, 3 fulfilled", f"told in {LUJIAZUI}")
     yield felix.scene("30 days later", lambda: told_in, seen)
 
 
@@ -281,7 +277,7 @@ class _Inviter:
         self._of_referral = story.of_referral
 
     def scene(self, what: str, besides: Callable[[], str], expected: Said) -> Scene:
-        """How many friends count, the points, what rungs gave, and more: once it is as expected."""
+        """How many friends count, the points, what the rungs for so many give, and more: once as expected."""
 
         def said() -> Said:
             return *self._climbed(), besides()
@@ -336,9 +332,13 @@ class _Inviter:
         progress = self._call(self._of_referral.GetProgress, pb.GetProgressRequest(**self._in_campaign))
         friends = f"{progress.qualified} of {progress.qualified + progress.pending + progress.rejected}"
         positions = {step.step_id: step.position for step in progress.steps}
-        rewards = sorted(progress.rewards, key=lambda one: (positions[one.step_id], one.attempt))
-        rungs = "\n".join(f"{one.step_id} {_status(one)}" for one in rewards)
-        return friends, str(self._stage.available(self.member_id)), rungs
+        rungs: dict[pb.RewardStatus.ValueType, list[int]] = {}
+        for reward in progress.rewards:
+            rungs.setdefault(reward.status, []).append(positions[reward.step_id])
+        told = [
+            f"{', '.join(map(str, sorted(of)))} {_status(status)}" for status, of in sorted(rungs.items())
+        ]
+        return friends, str(self._stage.available(self.member_id)), "\n".join(told)
 
     def card_and_group(self) -> str:
         """The card that it holds, from when to when, and the group that it is in, as far as there are any."""
@@ -351,8 +351,8 @@ class _Inviter:
         return "\n".join([*cards, *(seat.group.name for seat in seats)])
 
 
-def _status(reward: pb.Reward) -> str:
-    return pb.RewardStatus.Name(reward.status).removeprefix("REWARD_STATUS_").replace("_", " ").lower()
+def _status(status: pb.RewardStatus.ValueType) -> str:
+    return pb.RewardStatus.Name(status).removeprefix("REWARD_STATUS_").replace("_", " ").lower()
 
 
 def _review(review: pb.Review) -> str:

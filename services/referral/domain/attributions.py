@@ -120,6 +120,8 @@ class Standing:
             return News.REVOKED
         if now.status is was.status:
             return None
+        if was.status is AttributionStatus.REVOKED and now.status is AttributionStatus.REJECTED:
+            return News.REVOKED  # what it had brought may have been kept, and is not for fraud
         match now.status:
             case AttributionStatus.REVOKED:
                 return News.REVOKED

@@ -140,11 +140,11 @@ class Ahead:
 
 
 def ahead(campaign: Campaign, depth: int, qualified: int, rungs: Mapping[RungName, Rung]) -> Ahead | None:
-    """What comes next where so many invitees of a depth count; of equals the first of the ladder.
+    """What comes next for an inviter of whom so many invitees of a depth count; None at the top.
 
-    None at the top.
+    Of equals it is the first of the ladder.
     """
-    steps = [step for step in campaign.ladder if step.depth == depth]
+    steps = [step for step in campaign.ladder if step.depth == depth and step.reward is not None]
     nexts = [(_next_position(campaign.campaign_id, step, qualified, rungs), step.step_id) for step in steps]
     possible = [found for found in nexts if qualified < found[0] <= campaign.caps.lifetime]
     position, step_id = min(possible, key=lambda found: found[0], default=(qualified, ""))

@@ -525,7 +525,7 @@ class StepReached(_message.Message):
     qualified_count: _builtins.int
     """How many distinct valid invitees count."""
     next_step_id: _builtins.str
-    """The next rung; empty at the top."""
+    """The next rung that gives the inviter something; empty at the top."""
     missing_count: _builtins.int
     """How many invitees are missing for it; 0 at the top."""
     @_builtins.property

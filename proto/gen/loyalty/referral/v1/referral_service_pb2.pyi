@@ -1609,7 +1609,7 @@ Global___ReachedStep: _TypeAlias = ReachedStep  # noqa: Y015
 
 @_typing.final
 class NextStep(_message.Message):
-    """NextStep is what comes next on the ladder."""
+    """NextStep is what comes next on the ladder that gives the inviter something."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-stamp
 LOYALTY := $(PY) -m services.cli
 PROTOS = $(shell find proto/loyalty proto/buf -name '*.proto')
-WORKERS ?= 3
+WORKERS ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help setup up proto proto-check lint test bench soak chaos demo clean lock
@@ -17,7 +17,7 @@ help: ## list the commands
 demo: $(STAMP) ## set up, run the main job on embedded servers, print what came out
 	@$(LOYALTY) demo
 
-test: $(STAMP) ## set up, run the tests (WORKERS=3 in parallel: many wait)
+test: $(STAMP) ## set up, run the tests (WORKERS=4 in parallel: many wait)
 	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 setup: $(STAMP) ## create .venv from requirements.lock

@@ -5,6 +5,7 @@ a process doubles as its lock: the process and its descendants inherit the locke
 exactly when all of them are gone.
 """
 
+import atexit
 import contextlib
 import fcntl
 import importlib.metadata
@@ -267,8 +268,8 @@ _GIVEN: deque[int] = deque(maxlen=BLOCK * 9 // 10)  # ports that somebody may be
 
 
 @cache
-def _ports() -> tuple[range, socket.socket | None]:
-    """The ports that this process gives away, and what keeps others from giving them: their first one, bound.
+def _ports() -> range:
+    """The ports that this process gives away; it binds the first of the block, so that others keep off.
 
     Where all blocks are taken it gives away any, as they do.
     """
@@ -279,14 +280,15 @@ def _ports() -> tuple[range, socket.socket | None]:
         except OSError:
             claim.close()
         else:
-            return range(block + 1, block + BLOCK), claim
-    return PORTS, None
+            atexit.register(claim.close)
+            return range(block + 1, block + BLOCK)
+    return PORTS
 
 
 def free_port() -> int:
     """Return a loopback TCP port that nothing listens on, and that was not given to anybody lately."""
     for _ in range(PORT_TRIES):
-        port = secrets.choice(_ports()[0])
+        port = secrets.choice(_ports())
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((HOST, port))
             if port not in _GIVEN:

@@ -22,9 +22,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import cycle, islice
 from pathlib import Path
 from typing import BinaryIO, Self
 from urllib.parse import quote
@@ -39,7 +39,6 @@ LOG_TAIL_BYTES = 4000
 # Below Linux's and macOS's ephemeral ports: no outgoing connection takes the port while its server is down.
 PORTS = range(15000, 32000)
 BLOCK = 1000  # ports that one process gives away
-PORT_TRIES = 100
 UNPRIVILEGED_USER = "nobody"  # PostgreSQL refuses to run as root
 CLUSTER_PREFIX = "loyalty-cluster-"
 PASSWORD_BYTES = 24
@@ -264,16 +263,16 @@ class Nats(Guarded):
         return server
 
 
-_GIVEN: deque[int] = deque(maxlen=BLOCK * 9 // 10)  # ports that somebody may be about to listen on
-
-
 @cache
-def _ports() -> range:
-    """The ports that this process gives away; it binds the first of the block, so that others keep off.
+def _ports() -> Iterator[int]:
+    """The ports that this process gives away, in a random order, and again when all had their turn.
 
-    Where all blocks are taken it gives away any, as they do.
+    They are one block, whose first port it binds so that others keep off; where all blocks are taken it gives
+    away any port, as they do.
     """
-    for block in secrets.SystemRandom().sample(range(PORTS.start, PORTS.stop, BLOCK), len(PORTS) // BLOCK):
+    chance = secrets.SystemRandom()
+    ports: Sequence[int] = PORTS
+    for block in chance.sample(range(PORTS.start, PORTS.stop, BLOCK), len(PORTS) // BLOCK):
         claim = socket.socket()
         try:
             claim.bind((HOST, block))
@@ -281,20 +280,21 @@ def _ports() -> range:
             claim.close()
         else:
             atexit.register(claim.close)
-            return range(block + 1, block + BLOCK)
-    return PORTS
+            ports = range(block + 1, block + BLOCK)
+            break
+    return cycle(chance.sample(ports, len(ports)))
 
 
 def free_port() -> int:
-    """Return a loopback TCP port that nothing listens on, and that was not given to anybody lately."""
-    for _ in range(PORT_TRIES):
-        port = secrets.choice(_ports())
+    """Return a loopback TCP port that nothing listens on, and that was given away longer ago than any other.
+
+    Somebody may be about to listen on one given lately. Raises ServerError after a block of ports in use.
+    """
+    for port in islice(_ports(), BLOCK):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((HOST, port))
-            if port not in _GIVEN:
-                _GIVEN.append(port)
-                return port
-    raise ServerError(f"no free port on {HOST} in {PORT_TRIES} tries")
+            return port
+    raise ServerError(f"no free port on {HOST} in {BLOCK} tries")
 
 
 def _lock(file: BinaryIO) -> bool:

@@ -69,7 +69,7 @@ def _stub(caller: Caller, method: str) -> Any:
 
 
 def refuses_bad_fields(
-    caller: Caller, method: str, make: Callable[[], Message], fingerprint: Callable[[], str]
+    caller: Caller, method: str, make: Callable[[], Message], fingerprint: Callable[[], object]
 ) -> None:
     """Asserts that every field that goes wrong is refused precisely, and that nothing refused was written.
 
@@ -105,7 +105,9 @@ def breaks_the_contract(request: Message) -> bool:
         return True
 
 
-def refuses_broken_bytes(caller: Caller, method: str, good: Message, fingerprint: Callable[[], str]) -> None:
+def refuses_broken_bytes(
+    caller: Caller, method: str, good: Message, fingerprint: Callable[[], object]
+) -> None:
     """Asserts that bytes that are no request are refused as such, and that nothing is written."""
     before, whole = fingerprint(), good.SerializeToString()
     texts = [f for f in described(method).input_type.fields if f.type == FieldDescriptor.TYPE_STRING]

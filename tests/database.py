@@ -41,29 +41,28 @@ def stop_job(house: House, service: str, job: str) -> None:
     asyncio.run(stop())
 
 
-def fingerprint(house: House, service: str, busy: str) -> str:
-    """A hash over all rows of all tables, once what was accepted has had its effect.
+def fingerprint(house: House, service: str, busy: str) -> dict[str, str]:
+    """A hash over all rows of each table, once what was accepted has had its effect.
 
     `busy` is the condition under which a row `o` of the outbox still waits for something.
     """
 
-    async def hashed() -> str:
+    async def hashed() -> dict[str, str]:
         async with _connection(house, service) as connection:
             deadline = time.monotonic() + 3 * TIMEOUT
             waits = f"EXISTS (SELECT FROM outbox o WHERE {busy}) OR EXISTS (SELECT FROM stream_erasures)"  # noqa: S608
             while await connection.fetchval(f"SELECT {waits}"):
                 assert time.monotonic() < deadline, "the outbox did not drain"
                 await asyncio.sleep(POLL)
-            tables = await connection.fetch(
+            names = await connection.fetch(
                 "SELECT tablename FROM pg_tables"
                 " WHERE schemaname = 'public' AND tablename <> 'jobs' ORDER BY 1"  # renewed all the time
             )
-            rows = " UNION ALL ".join(
-                f"SELECT '{t['tablename']}' || md5(t::text) AS row FROM {t['tablename']} t"  # noqa: S608
-                for t in tables
+            hashes = ", ".join(
+                f"(SELECT md5(string_agg(t::text, ',' ORDER BY t::text)) FROM {name} t) AS {name}"  # noqa: S608
+                for (name,) in names
             )
-            query = f"SELECT md5(string_agg(row, ',' ORDER BY row)) FROM ({rows})"  # noqa: S608
-            return str(await connection.fetchval(query))
+            return dict(await connection.fetchrow(f"SELECT {hashes}"))
 
     return asyncio.run(hashed())
 

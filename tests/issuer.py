@@ -102,7 +102,7 @@ def refuses_bad_tokens(issuer: Issuer, caller: Caller, method: str, request: Mes
 
 
 def refuses_other_scopes(
-    caller: Caller, method: str, needed: str, request: Message, fingerprint: Callable[[], str]
+    caller: Caller, method: str, needed: str, request: Message, fingerprint: Callable[[], object]
 ) -> None:
     """Asserts that who lacks the scope is told so, before shape and existence; nothing may be written."""
     before = fingerprint()

@@ -1,9 +1,8 @@
-"""The gRPC edge: messages to commands, facts to messages, one transaction per call or gathered batch."""
+"""The gRPC edge: who may call what, and one transaction per call or gathered batch."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
@@ -11,10 +10,9 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 from loyalty.cards.v1 import cards_service_pb2 as pb
-from loyalty.cards.v1.cards_events_pb2 import REFUND_DUE_REASON_UNSPECIFIED
 from loyalty.cards.v1.cards_service_pb2_grpc import CardsServiceServicer
 
-from services.cards import codes, events, rules, selling, service, store, wechat
+from services.cards import codes, events, messages, putting, rules, selling, service, store, wechat
 from services.cards.batches import Batches, Visit
 from services.cards.channels import PayChannel
 from services.cards.codes import Guesses
@@ -38,27 +36,26 @@ from services.cards.commands import (
     SetAutoRenew,
 )
 from services.cards.domain.payments import Payment
-from services.cards.domain.wallet import KeptCard, KeptPayment
+from services.cards.domain.wallet import KeptCard
 from services.cards.errors import (
     CardOrderUnknown,
     CardUnknown,
-    FamilyFixed,
     GiftCodeUnknown,
     MemberUnknown,
     PaymentAlreadyTold,
-    ProductInvalid,
     ProductUnknown,
 )
+from services.cards.messages import SERVICE
 from services.cards.rules import Products
 from services.cards.steps import Terms
 from services.chassis import pagination
-from services.chassis.asked import by_call, by_caller
+from services.chassis.asked import by_caller
 from services.chassis.auth import CALLER, Access, MemberAccess
 from services.chassis.clock import Clock, wall
-from services.chassis.database import Connection, Database, Row, shielded
-from services.chassis.errors import RequestIdReused, Violation
-from services.chassis.requests import payload_hash
-from services.chassis.timestamps import instant, timestamp
+from services.chassis.database import Connection, Database
+from services.chassis.errors import RequestIdReused
+from services.chassis.requests import Operators
+from services.chassis.timestamps import instant, instant_of, timestamp
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -67,40 +64,39 @@ Answer = TypeVar("Answer", bound=Message)
 EXPORTED = 1_000  # cards, uses, and payments of no order, in an export
 
 READ, WRITE, ADMIN = "cards.read", "cards.write", "cards.admin"
-_CARDS = "/loyalty.cards.v1.CardsService/"
 _OWN, _ACT = MemberAccess.READ, MemberAccess.ACT
 
 # Who may call what. A member token reads its own, and decides about its own cards; what was paid, signed or
 # used is told by the brand alone.
 METHODS = {
-    f"{_CARDS}ListProducts": Access(READ),
-    f"{_CARDS}GetProduct": Access(READ),
-    f"{_CARDS}PutProduct": Access(ADMIN),
-    f"{_CARDS}PlaceOrder": Access(WRITE, _ACT),
-    f"{_CARDS}GetOrder": Access(READ, _OWN),
-    f"{_CARDS}ConfirmPayment": Access(WRITE),
-    f"{_CARDS}RecordRefundPaid": Access(WRITE),
-    f"{_CARDS}CancelOrder": Access(WRITE, _ACT),
-    f"{_CARDS}QuoteRefund": Access(READ, _OWN),
-    f"{_CARDS}RefundCard": Access(WRITE, _ACT),
-    f"{_CARDS}FreezeCard": Access(WRITE, _ACT),
-    f"{_CARDS}ResumeCard": Access(WRITE, _ACT),
-    f"{_CARDS}GiftCard": Access(WRITE, _ACT),
-    f"{_CARDS}ActivateGift": Access(WRITE, _ACT),
-    f"{_CARDS}ListMemberCards": Access(READ, _OWN),
-    f"{_CARDS}GetCard": Access(READ, _OWN),
-    f"{_CARDS}CheckEntitlements": Access(READ, _OWN),
-    f"{_CARDS}QuoteOrder": Access(READ, _OWN),
-    f"{_CARDS}RedeemBenefits": Access(WRITE),
-    f"{_CARDS}ConfirmRedemptions": Access(WRITE),
-    f"{_CARDS}ReverseRedemptions": Access(WRITE),
-    f"{_CARDS}SetAutoRenew": Access(WRITE),
-    f"{_CARDS}RecordRenewalNotice": Access(WRITE),
-    f"{_CARDS}CancelAutoRenew": Access(WRITE, _ACT),
-    f"{_CARDS}GetSavings": Access(READ, _OWN),
-    f"{_CARDS}VerifyWechatPayNotification": Access(WRITE),
-    f"{_CARDS}ExportMember": Access(ADMIN),
-    f"{_CARDS}EraseMember": Access(ADMIN),
+    f"{SERVICE}ListProducts": Access(READ),
+    f"{SERVICE}GetProduct": Access(READ),
+    f"{SERVICE}PutProduct": Access(ADMIN),
+    f"{SERVICE}PlaceOrder": Access(WRITE, _ACT),
+    f"{SERVICE}GetOrder": Access(READ, _OWN),
+    f"{SERVICE}ConfirmPayment": Access(WRITE),
+    f"{SERVICE}RecordRefundPaid": Access(WRITE),
+    f"{SERVICE}CancelOrder": Access(WRITE, _ACT),
+    f"{SERVICE}QuoteRefund": Access(READ, _OWN),
+    f"{SERVICE}RefundCard": Access(WRITE, _ACT),
+    f"{SERVICE}FreezeCard": Access(WRITE, _ACT),
+    f"{SERVICE}ResumeCard": Access(WRITE, _ACT),
+    f"{SERVICE}GiftCard": Access(WRITE, _ACT),
+    f"{SERVICE}ActivateGift": Access(WRITE, _ACT),
+    f"{SERVICE}ListMemberCards": Access(READ, _OWN),
+    f"{SERVICE}GetCard": Access(READ, _OWN),
+    f"{SERVICE}CheckEntitlements": Access(READ, _OWN),
+    f"{SERVICE}QuoteOrder": Access(READ, _OWN),
+    f"{SERVICE}RedeemBenefits": Access(WRITE),
+    f"{SERVICE}ConfirmRedemptions": Access(WRITE),
+    f"{SERVICE}ReverseRedemptions": Access(WRITE),
+    f"{SERVICE}SetAutoRenew": Access(WRITE),
+    f"{SERVICE}RecordRenewalNotice": Access(WRITE),
+    f"{SERVICE}CancelAutoRenew": Access(WRITE, _ACT),
+    f"{SERVICE}GetSavings": Access(READ, _OWN),
+    f"{SERVICE}VerifyWechatPayNotification": Access(WRITE),
+    f"{SERVICE}ExportMember": Access(ADMIN),
+    f"{SERVICE}EraseMember": Access(ADMIN),
 }
 
 
@@ -124,6 +120,7 @@ class CardsApi(CardsServiceServicer):
         self._batches = batches
         self._wechat_pay = wechat_pay
         self._guesses = Guesses()
+        self._operators = Operators(database, clock, store.REQUESTS, SERVICE, batches.wake)
 
     # --- the catalogue --------------------------------------------------------------------------------
 
@@ -138,9 +135,7 @@ class CardsApi(CardsServiceServicer):
             rows = await store.product_page(
                 connection, request.family or None, request.include_withdrawn, after, size + 1
             )
-        products, token = pagination.fill(
-            question, rows, size, "code", lambda row: pb.Product.FromString(row["body"])
-        )
+        products, token = pagination.fill(question, rows, size, "code", messages.product)
         return pb.ListProductsResponse(products=products, next_page_token=token)
 
     async def GetProduct(self, request: pb.GetProductRequest, context: Context) -> pb.Product:
@@ -149,38 +144,18 @@ class CardsApi(CardsServiceServicer):
             row = await store.product(connection, request.code, request.version or None)
         if row is None:
             raise ProductUnknown(code=request.code)
-        return pb.Product.FromString(row["body"])
+        return messages.product(row)
 
     async def PutProduct(self, request: pb.PutProductRequest, context: Context) -> pb.Product:
         """See the contract."""
         rules.compile_product(request.product)
-        caller, now = CALLER.get().subject, self._clock.now()
-        payload = payload_hash(_CARDS + "PutProduct", request)
 
-        async def work() -> pb.Product:
-            async with self._database.begin() as connection:
-                first = await store.REQUESTS.find(connection, caller, request.request_id, payload)
-                if first is not None:
-                    return pb.Product.FromString(first)
-                product = await _next(connection, request.product, now)
-                if not request.validate_only:
-                    body = product.SerializeToString()
-                    await store.add_product(
-                        connection,
-                        code=product.code,
-                        version=product.version,
-                        family=product.family,
-                        withdrawn=product.withdrawn,
-                        author=caller,
-                        create_time=now,
-                        body=body,
-                    )
-                    await store.REQUESTS.keep(
-                        connection, caller, request.request_id, payload, answer=body, at=wall()
-                    )
-                return product
+        async def work(connection: Connection, now: datetime) -> pb.Product:
+            return await putting.put_product(connection, now, request.product, CALLER.get().subject)
 
-        return await shielded(work)
+        return await self._operators.answer(
+            "PutProduct", request, pb.Product, work, check=request.validate_only
+        )
 
     # --- buying ---------------------------------------------------------------------------------------
 
@@ -189,7 +164,7 @@ class CardsApi(CardsServiceServicer):
         return await self._write(
             pb.CardOrder,
             PlaceOrder(
-                **_common("PlaceOrder", request),
+                **messages.asked("PlaceOrder", request),
                 product_code=request.product_code,
                 by_points=request.pay_with == pb.PAY_WITH_POINTS,
                 upgrade_now=request.upgrade == pb.UPGRADE_NOW,
@@ -211,7 +186,7 @@ class CardsApi(CardsServiceServicer):
         return await self._write(
             pb.ConfirmPaymentResponse,
             ConfirmPayment(
-                **_common("ConfirmPayment", request),
+                **messages.asked("ConfirmPayment", request),
                 order_id=request.order_id,
                 channel=request.channel,
                 payment_id=request.payment_id,
@@ -260,7 +235,7 @@ class CardsApi(CardsServiceServicer):
         return await self._write(
             pb.RecordRefundPaidResponse,
             RecordRefundPaid(
-                **_common("RecordRefundPaid", request),
+                **messages.asked("RecordRefundPaid", request),
                 channel=request.channel,
                 payment_id=request.payment_id,
                 refund_id=request.refund_id,
@@ -272,7 +247,7 @@ class CardsApi(CardsServiceServicer):
 
     async def CancelOrder(self, request: pb.CancelOrderRequest, context: Context) -> pb.CardOrder:
         """See the contract."""
-        command = CancelOrder(**_common("CancelOrder", request), order_id=request.order_id)
+        command = CancelOrder(**messages.asked("CancelOrder", request), order_id=request.order_id)
         return await self._write(pb.CardOrder, command)
 
     async def GiftCard(self, request: pb.GiftCardRequest, context: Context) -> pb.GiftCardResponse:
@@ -280,7 +255,7 @@ class CardsApi(CardsServiceServicer):
         answer = await self._write(
             pb.GiftCardResponse,
             GiftOrder(
-                **_common("GiftCard", request),
+                **messages.asked("GiftCard", request),
                 product_code=request.product_code,
                 by_points=request.pay_with == pb.PAY_WITH_POINTS,
             ),
@@ -297,7 +272,7 @@ class CardsApi(CardsServiceServicer):
     async def ActivateGift(self, request: pb.ActivateGiftRequest, context: Context) -> pb.Card:
         """See the contract."""
         code_hash = codes.hash_of(request.claim_code)
-        command = ActivateGift(**_common("ActivateGift", request), code_hash=code_hash)
+        command = ActivateGift(**messages.asked("ActivateGift", request), code_hash=code_hash)
         guesser = (command.actor, command.member_id)
         self._guesses.check(guesser, time.monotonic())
         try:
@@ -318,7 +293,11 @@ class CardsApi(CardsServiceServicer):
         async with self._database.read() as connection:
             rows = await store.card_page(connection, request.member_id, now, after, size + 1)
         cards, token = pagination.fill(
-            question, rows, size, "family", lambda row: self._shown(request.member_id, row, now)
+            question,
+            rows,
+            size,
+            "family",
+            lambda row: messages.card(request.member_id, row, now, self._terms.zone),
         )
         return pb.ListMemberCardsResponse(cards=cards, next_page_token=token)
 
@@ -329,22 +308,13 @@ class CardsApi(CardsServiceServicer):
             kept = await _card(connection, request, now)
         return events.card(request.member_id, kept, now, self._terms.zone)
 
-    def _shown(self, member_id: str, row: Row, now: datetime) -> pb.Card:
-        return events.card(member_id, store.to_whole_card(row), now, self._terms.zone)
-
     async def GetSavings(self, request: pb.GetSavingsRequest, context: Context) -> pb.Savings:
         """See the contract."""
         now = self._clock.now()
         async with self._database.read() as connection:
             kept = await _card(connection, request, now)
             found = await store.savings(connection, request.member_id, request.card_id, now)
-        # What the uses say, also of the whole: a use may have come since the card was read.
-        saved: Counter[str] = Counter()
-        uses: dict[str, list[tuple[str, int, int]]] = {}
-        for one in found:
-            saved[one.segment_id] += one.saved_minor
-            uses.setdefault(one.segment_id, []).append((one.benefit_code, one.uses, one.saved_minor))
-        return events.savings(replace(kept, saved=saved), uses)
+        return messages.savings(kept, found)
 
     async def QuoteRefund(self, request: pb.QuoteRefundRequest, context: Context) -> pb.RefundQuote:
         """See the contract."""
@@ -364,7 +334,7 @@ class CardsApi(CardsServiceServicer):
         return await self._write(
             pb.RefundCardResponse,
             RefundCard(
-                **_common("RefundCard", request),
+                **messages.asked("RefundCard", request),
                 card_id=request.card_id,
                 expected_minor=request.expected_refund_minor,
                 expected_points=request.expected_refund_points,
@@ -373,12 +343,14 @@ class CardsApi(CardsServiceServicer):
 
     async def FreezeCard(self, request: pb.FreezeCardRequest, context: Context) -> pb.Card:
         """See the contract."""
-        command = FreezeCard(**_common("FreezeCard", request), card_id=request.card_id, days=request.days)
+        command = FreezeCard(
+            **messages.asked("FreezeCard", request), card_id=request.card_id, days=request.days
+        )
         return await self._write(pb.Card, command)
 
     async def ResumeCard(self, request: pb.ResumeCardRequest, context: Context) -> pb.Card:
         """See the contract."""
-        command = ResumeCard(**_common("ResumeCard", request), card_id=request.card_id)
+        command = ResumeCard(**messages.asked("ResumeCard", request), card_id=request.card_id)
         return await self._write(pb.Card, command)
 
     # --- benefits -------------------------------------------------------------------------------------
@@ -387,13 +359,13 @@ class CardsApi(CardsServiceServicer):
         self, request: pb.CheckEntitlementsRequest, context: Context
     ) -> pb.CheckEntitlementsResponse:
         """See the contract."""
-        visit = Visit(request.member_id, request.store_id, request.channel, _at_time(request))
+        visit = Visit(request.member_id, request.store_id, request.channel, instant_of(request, "at_time"))
         return events.entitlements(await self._batches.entitlements.submit(visit))
 
     async def QuoteOrder(self, request: pb.QuoteOrderRequest, context: Context) -> pb.Quote:
         """See the contract."""
         bill = rules.read_order(request.order)
-        price = await self._batches.price(request.member_id, bill, _at_time(request))
+        price = await self._batches.price(request.member_id, bill, instant_of(request, "at_time"))
         return events.quote(price.quote, bill.currency_code)
 
     async def RedeemBenefits(
@@ -403,7 +375,7 @@ class CardsApi(CardsServiceServicer):
         return await self._write(
             pb.RedeemBenefitsResponse,
             Redeem(
-                **_common("RedeemBenefits", request),
+                **messages.asked("RedeemBenefits", request),
                 bill=rules.read_order(request.order),
                 expected_saved_minor=request.expected_saved_minor,
             ),
@@ -413,14 +385,14 @@ class CardsApi(CardsServiceServicer):
         self, request: pb.ConfirmRedemptionsRequest, context: Context
     ) -> pb.ConfirmRedemptionsResponse:
         """See the contract."""
-        command = ConfirmUses(**_common("ConfirmRedemptions", request), order_id=request.order_id)
+        command = ConfirmUses(**messages.asked("ConfirmRedemptions", request), order_id=request.order_id)
         return await self._write(pb.ConfirmRedemptionsResponse, command)
 
     async def ReverseRedemptions(
         self, request: pb.ReverseRedemptionsRequest, context: Context
     ) -> pb.ReverseRedemptionsResponse:
         """See the contract."""
-        command = ReverseUses(**_common("ReverseRedemptions", request), order_id=request.order_id)
+        command = ReverseUses(**messages.asked("ReverseRedemptions", request), order_id=request.order_id)
         return await self._write(pb.ReverseRedemptionsResponse, command)
 
     # --- renewing -------------------------------------------------------------------------------------
@@ -430,7 +402,7 @@ class CardsApi(CardsServiceServicer):
         return await self._write(
             pb.Renewal,
             SetAutoRenew(
-                **_common("SetAutoRenew", request),
+                **messages.asked("SetAutoRenew", request),
                 card_id=request.card_id,
                 product_code=request.product_code,
                 contract_id=request.contract_id,
@@ -445,7 +417,7 @@ class CardsApi(CardsServiceServicer):
         return await self._write(
             pb.Renewal,
             RecordNotice(
-                **_common("RecordRenewalNotice", request),
+                **messages.asked("RecordRenewalNotice", request),
                 renewal_id=request.renewal_id,
                 notice_time=instant(request.notice_time),
                 amount_minor=request.amount_minor,
@@ -457,7 +429,7 @@ class CardsApi(CardsServiceServicer):
         self, request: pb.CancelAutoRenewRequest, context: Context
     ) -> pb.CancelAutoRenewResponse:
         """See the contract."""
-        command = CancelAutoRenew(**_common("CancelAutoRenew", request), card_id=request.card_id)
+        command = CancelAutoRenew(**messages.asked("CancelAutoRenew", request), card_id=request.card_id)
         return await self._write(pb.CancelAutoRenewResponse, command)
 
     async def _write(self, answer: type[Answer], command: Command) -> Answer:
@@ -489,7 +461,7 @@ class CardsApi(CardsServiceServicer):
             payments = await store.payments_of(connection, member_id, [order.order_id for order in orders])
             answer = pb.ExportMemberResponse(
                 orders=orders,
-                payments=map(_exported, payments),
+                payments=map(messages.payment, payments),
                 facts={**wallet.facts, **({TIER: wallet.tier} if wallet.tier else {})},
                 next_page_token=token,
             )
@@ -502,9 +474,9 @@ class CardsApi(CardsServiceServicer):
     ) -> None:
         """Adds what the first page has beside orders."""
         cards = await store.card_page(connection, member_id, now, None, EXPORTED)
-        answer.cards.extend(self._shown(member_id, row, now) for row in cards)
+        answer.cards.extend(messages.card(member_id, row, now, self._terms.zone) for row in cards)
         astray = await store.payments_astray(connection, member_id, EXPORTED)
-        answer.payments.extend(map(_exported, astray))
+        answer.payments.extend(map(messages.payment, astray))
         uses = await store.redemption_page(connection, member_id, None, EXPORTED)
         answer.redemptions.extend(events.redemption(store.to_use(row), now) for row in uses)
         for kept in await store.open_renewals(connection, member_id):
@@ -513,62 +485,19 @@ class CardsApi(CardsServiceServicer):
 
     async def EraseMember(self, request: pb.EraseMemberRequest, context: Context) -> pb.EraseMemberResponse:
         """See the contract."""
-        payload = payload_hash(_CARDS + "EraseMember", request)
-        now = self._clock.now()
 
-        async def work() -> pb.EraseMemberResponse:
-            async with self._database.begin() as connection:
-                scope = request.member_id
-                first = await store.REQUESTS.find(connection, scope, request.request_id, payload)
-                if first is not None:
-                    return pb.EraseMemberResponse.FromString(first)
-                erased = await service.erase(connection, scope, self._terms, now)
-                answer = pb.EraseMemberResponse(
-                    erase_time=timestamp(now),
-                    baskets=erased.baskets,
-                    facts=erased.facts,
-                    events=erased.events,
-                )
-                await store.REQUESTS.keep(
-                    connection,
-                    scope,
-                    request.request_id,
-                    payload,
-                    answer=answer.SerializeToString(),
-                    at=wall(),
-                )
-                return answer
+        async def work(connection: Connection, now: datetime) -> pb.EraseMemberResponse:
+            erased = await service.erase(connection, request.member_id, self._terms, now)
+            return pb.EraseMemberResponse(
+                erase_time=timestamp(now),
+                baskets=erased.baskets,
+                facts=erased.facts,
+                events=erased.events,
+            )
 
-        return await shielded(work)
-
-
-# --- messages to commands and back --------------------------------------------------------------------
-
-
-def _common(method: str, request: Any) -> dict[str, Any]:
-    return by_call(_CARDS + method, request)
-
-
-def _at_time(request: pb.CheckEntitlementsRequest | pb.QuoteOrderRequest) -> datetime | None:
-    return instant(request.at_time) if request.HasField("at_time") else None
-
-
-async def _next(connection: Connection, put: pb.Product, now: datetime) -> pb.Product:
-    """The version to be put; nobody else puts one until commit. Raises FamilyFixed, ProductInvalid."""
-    last = await store.lock_last_product(connection, put.code)
-    if last is not None and last["family"] != put.family:
-        raise FamilyFixed(family=last["family"])
-    for row in await store.product_page(connection, put.family, withdrawn=True, after=None, most=1):
-        # A card adds up what its periods cost and save; so each of the family is as the first one was.
-        currency_code = pb.Product.FromString(row["body"]).currency_code
-        if put.currency_code != currency_code:
-            fault = Violation("product.currency_code", f"the family is priced in {currency_code}")
-            raise ProductInvalid(violations=[fault])
-    product = pb.Product()
-    product.CopyFrom(put)
-    product.version = 1 if last is None else last["version"] + 1
-    product.create_time.CopyFrom(timestamp(now))
-    return product
+        return await self._operators.answer(
+            "EraseMember", request, pb.EraseMemberResponse, work, scope=request.member_id
+        )
 
 
 async def _card(
@@ -578,17 +507,3 @@ async def _card(
     if kept is None:
         raise CardUnknown(card_id=request.card_id)
     return kept
-
-
-def _exported(kept: KeptPayment) -> pb.ExportedPayment:
-    told = kept.payment
-    return pb.ExportedPayment(
-        channel=kept.channel,
-        payment_id=kept.payment_id,
-        order_id=kept.order_id,
-        amount_minor=told.amount_minor,
-        currency_code=told.currency_code,
-        paid_time=timestamp(told.paid),
-        outcome=pb.PAYMENT_OUTCOME_APPLIED if kept.applied else pb.PAYMENT_OUTCOME_REFUND_DUE,
-        reason=events.DUE_REASONS[kept.reason] if kept.reason else REFUND_DUE_REASON_UNSPECIFIED,
-    )

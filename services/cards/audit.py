@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from google.protobuf.message import DecodeError
 from loyalty.cards.v1 import cards_events_pb2 as epb
 from loyalty.cards.v1 import cards_service_pb2 as pb
 
@@ -24,21 +21,11 @@ from services.cards.domain.payments import OrderStatus, RefundReason
 from services.cards.domain.renewals import NOTICE_DAYS, RenewalStatus
 from services.cards.domain.wallet import KeptCard, KeptOrder, KeptPayment
 from services.cards.store import rows
-from services.chassis.audit import (
-    PREFETCH,
-    READ_TIMEOUT,
-    STEP,
-    Findings,
-    Report,
-    Rows,
-    by_member,
-    published,
-)
-from services.chassis.clock import from_micros, wall
-from services.chassis.database import Connection, Database, Row, Statement
-from services.chassis.retention import OUTBOX_KEPT
+from services.chassis.audit import Findings, Progress, Report, Rows, by_member, carried, every_row, snapshot
+from services.chassis.database import Connection, Row, Statement
+from services.chassis.ids import made_at
+from services.chassis.statements import word
 
-MARGIN = timedelta(days=1)  # by which an event may outlive the kept range before its absence counts
 CLOCK_CHANGE = timedelta(hours=1)  # by which five local days may be shorter
 
 CHECKS = {
@@ -56,7 +43,6 @@ CHECKS = {
     "rewards": "every reward that was given has its period",
     "events": "events about each thing are numbered without a gap",
 }
-STREAM_CHECK = "every event that was sent is in the stream as it was written"
 
 Entity = tuple[str, ...]
 """What an event counts in its version: the kind of thing, and its name."""
@@ -78,33 +64,24 @@ class _Books:
     outbox: list[Row]
 
 
-async def audit(
-    url: str, progress: Callable[[str, int], None] | None = None, *, stream_url: str | None = None
-) -> Report:
+async def audit(url: str, progress: Progress | None = None, *, stream_url: str | None = None) -> Report:
     """Audits a cards database, and with `stream_url` the stream against it.
 
     `progress` hears the number of members done. Raises DatabaseUnavailable.
     """
-    database = await Database.open(url, size=2, name="audit", command_timeout=READ_TIMEOUT)
-    try:
-        async with database.snapshot() as connection:
-            caps = await _caps(connection)
-            # What this snapshot says was sent must be in the stream by now.
-            audit = _Audit(caps, await _bodies(stream_url) if stream_url else None)
-            done = 0
-            async for member, found in by_member(connection, Rows(t.members), _ROWS, audit.stray):
-                audit.check(_Books(member, **found))
-                done += 1
-                if progress and done % STEP == 0:
-                    progress("members", done)
-            for query, check in (
-                *((_STRAYS, audit.stray_period), (_CLAIMS, audit.claim)),
-                *((_GIFTS, audit.gift), (_PLACES, audit.place)),
-            ):
-                async for row in connection.cursor(query.text, prefetch=PREFETCH):
-                    check(row)
-    finally:
-        await database.close()
+    async with snapshot(url) as connection:
+        caps = await _caps(connection)
+        # What this snapshot says was sent must be in the stream by now.
+        bodies = await carried(stream_url, events.STREAM, events.SUBJECTS[0]) if stream_url else None
+        audit = _Audit(caps, bodies)
+        members = by_member(connection, Rows(t.members), _ROWS, stray=audit.stray, progress=progress)
+        async for member, found in members:
+            audit.check(_Books(member, **found))
+        between = (
+            *((_STRAYS, audit.stray_period), (_CLAIMS, audit.claim)),
+            *((_GIFTS, audit.gift), (_PLACES, audit.place)),
+        )
+        await every_row(connection, between)
     return audit.report()
 
 
@@ -114,18 +91,6 @@ async def _caps(connection: Connection) -> dict[tuple[str, int], int]:
     return {
         (row["code"], row["version"]): pb.Product.FromString(row["body"]).sales_cap.limit for row in found
     }
-
-
-async def _bodies(url: str) -> dict[str, bytes]:
-    """A hash of what the stream carries, by the event's id."""
-    return {
-        (message.headers or {}).get("ce-id", ""): _digest(message.subject, message.data)
-        async for message in published(url, events.STREAM, events.SUBJECTS[0])
-    }
-
-
-def _digest(subject: str, body: bytes) -> bytes:
-    return hashlib.blake2b(subject.encode() + b"\0" + body, digest_size=16).digest()
 
 
 # --- what is read -------------------------------------------------------------------------------------
@@ -150,16 +115,12 @@ _ROWS = {
 }
 
 
-def _word(word: str) -> sa.ColumnElement[str]:
-    return sa.literal_column(f"'{word}'")
-
-
 def _strays() -> Statement:
     """Periods that come from nothing: no paid order of their card, no gift to their member, no reward."""
     s, o, r, g = t.segments.c, t.orders.c, t.rewards.c, t.gifts.c
     order = sa.select(o.order_id).where(
         *(o[name] == s[name] for name in ("bucket", "member_id", "card_id")),
-        *(o.order_id == s.source_id, o.status == _word(OrderStatus.PAID), sa.not_(o.gift)),
+        *(o.order_id == s.source_id, o.status == word(OrderStatus.PAID), sa.not_(o.gift)),
     )
     reward = sa.select(r.reward_id).where(
         *(r[name] == s[name] for name in ("bucket", "member_id", "card_id", "segment_id")),
@@ -203,7 +164,7 @@ def _gifts() -> Statement:
 def _places() -> Statement:
     """Places and the orders that have them, and paid orders that have none."""
     o, s = t.orders.c, t.sales_slots
-    firm = sa.and_(o.capped, o.status.in_([_word(OrderStatus.PAID), _word(OrderStatus.SETTLING)]))
+    firm = sa.and_(o.capped, o.status.in_([word(OrderStatus.PAID), word(OrderStatus.SETTLING)]))
     columns = [o[name] for name in ("member_id", "status", "product_code", "product_version", "window_key")]
     return Statement(
         sa.select(sa.func.coalesce(o.order_id, s.c.order_id).label("order_id"), *columns)
@@ -224,9 +185,7 @@ _STRAYS, _CLAIMS, _GIFTS, _PLACES = _strays(), _claims(), _gifts(), _places()
 class _Audit:
     def __init__(self, caps: Mapping[tuple[str, int], int], bodies: Mapping[str, bytes] | None) -> None:
         self._caps = caps
-        self._bodies = bodies
-        self._kept_since = wall() - OUTBOX_KEPT + MARGIN
-        self._found = Findings(CHECKS if bodies is None else CHECKS | {"stream": STREAM_CHECK})
+        self._found = Findings(CHECKS, bodies)
         self._totals = dict.fromkeys(("members", "cards", "periods", "orders", "payments", "redemptions"), 0)
 
     def report(self) -> Report:
@@ -236,15 +195,8 @@ class _Audit:
         """Checks everything about one member."""
         who = found.member["member_id"]
         self._found.seen["members"] += 1
-        try:
+        with self._found.reading(who):
             self._check(_Member(who, found))
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            DecodeError,
-        ) as error:  # forged rows need not have their form
-            self._found.expect("members", False, who, f"has a row that cannot be read: {error!r}")
 
     def _check(self, member: _Member) -> None:
         self._periods(member)
@@ -389,32 +341,23 @@ class _Audit:
 
     def _events(self, member: _Member) -> None:
         self._found.seen["events"] += len(member.books.outbox)
-        kept = [row for row in member.books.outbox if row["create_time"] >= self._kept_since]
+        kept = [row for row in member.books.outbox if row["create_time"] >= self._found.kept_since]
         told: defaultdict[Entity, list[int]] = defaultdict(list)
         for row in kept:
             if not row["erased"]:
                 entity, version = _counted(row["subject"], row["body"])
                 told[entity].append(version)
-                self._sent(member.who, row)
+                self._found.sent(member.who, row)
         # Of whom some were erased, only those that are never erased can still be told apart.
         erased = {"card", "reward"} if any(row["erased"] for row in member.books.outbox) else set()
         for entity, (version, made) in member.versions().items():
             versions = told.pop(entity, [])
             if entity[0] not in erased:
-                first = versions[0] if versions else version + 1
-                since = 1 if made is not None and made >= self._kept_since else first
-                whole = versions == list(range(since, version + 1))
+                whole = self._found.unbroken(versions, version, made)
                 what = f"{' '.join(entity)} is at version {version}, events say {versions}"
                 self._found.expect("events", whole, member.who, what)
         for entity in told:
             self._found.expect("events", False, member.who, f"an event is about no {' '.join(entity)}")
-
-    def _sent(self, who: str, row: Row) -> None:
-        if self._bodies is None or row["sent_at"] is None:
-            return
-        self._found.seen["stream"] += 1
-        there = self._bodies.get(row["event_id"]) == _digest(row["subject"], row["body"])
-        self._found.expect("stream", there, who, f"{row['subject']} {row['event_id']} is not there so")
 
     # --- between members ------------------------------------------------------------------------------
 
@@ -500,18 +443,13 @@ class _Member:
 
     def _versions(self) -> Iterator[tuple[Entity, tuple[int, datetime | None]]]:
         for card_id, card in self.cards.items():
-            yield ("card", card_id), (card.version, _made(card_id))
+            yield ("card", card_id), (card.version, made_at(card_id))
         for order_id, order in self.orders.items():
-            yield ("order", order_id), (order.version, _made(order_id))
+            yield ("order", order_id), (order.version, made_at(order_id))
         for payment in self.payments:
             yield ("payment", *payment.name), (payment.version, None)
         for row in self.books.rewards:
             yield ("reward", row["reward_id"]), (row["version"], None)
-
-
-def _made(numbered: str) -> datetime:
-    """When an id of ours was made."""
-    return from_micros((uuid.UUID(numbered.rpartition("_")[2]).int >> 80) * 1000)
 
 
 def _counted(subject: str, body: bytes) -> tuple[Entity, int]:

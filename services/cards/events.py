@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from loyalty.cards.v1 import cards_events_pb2 as epb
 from loyalty.cards.v1 import cards_service_pb2 as pb
 
@@ -31,7 +30,7 @@ from services.cards.domain.wallet import (
     UseEnding,
 )
 from services.chassis.outbox import About, Event, announcement
-from services.chassis.timestamps import timestamp
+from services.chassis.timestamps import timestamp, timestamp_of
 
 STREAM = "CARDS"
 SUBJECTS = ("loyalty.cards.v1.>",)
@@ -55,10 +54,6 @@ USE_STATUSES = {
     UseStatus.CONFIRMED: pb.REDEMPTION_STATUS_CONFIRMED,
     UseStatus.REVERSED: pb.REDEMPTION_STATUS_REVERSED,
 }
-
-
-def _optional(at: datetime | None) -> Timestamp | None:
-    return None if at is None else timestamp(at)
 
 
 def points_multiplier(product: Product) -> str:
@@ -210,7 +205,7 @@ def renewal(kept: KeptRenewal, at: datetime, zone: ZoneInfo) -> pb.Renewal:
         status=RENEWAL_STATUSES[coming.status(at, zone)],
         notice_due_time=timestamp(coming.notice_due),
         notice_deadline_time=timestamp(coming.notice_deadline),
-        notice_time=_optional(coming.noticed),
+        notice_time=timestamp_of(coming.noticed),
         charge_time=timestamp(coming.chargeable_from(zone) or coming.charge),
         charge_until_time=timestamp(coming.charge_until),
         order_id=kept.order_id,
@@ -231,7 +226,7 @@ def entitlements(found: Iterable[Entitlement]) -> pb.CheckEntitlementsResponse:
                 value=one.benefit.value,
                 limited=one.remaining is not None,
                 remaining=one.remaining or 0,
-                reset_time=_optional(one.reset),
+                reset_time=timestamp_of(one.reset),
                 valid_until_time=timestamp(one.valid_until),
             )
             for one in sorted(found, key=lambda one: (one.card_id, one.benefit.code))
@@ -504,7 +499,7 @@ def benefit_used(about: About, used: tuple[KeptUse, str, Entitlement | None]) ->
         **_use(kept, product_code),
         limited=limited,
         remaining=(left.remaining or 0) if limited and left else 0,
-        reset_time=_optional(left.reset) if limited and left else None,
+        reset_time=timestamp_of(left.reset) if limited and left else None,
     )
 
 

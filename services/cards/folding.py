@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -81,16 +80,8 @@ class Fold:
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._seen = scene.seen
-        # Records are never changed: what was there is kept by the dictionaries that held it.
-        before = replace(
-            scene.seen,
-            wallets=dict(scene.seen.wallets),
-            payment_claims=dict(scene.seen.payment_claims),
-            gifts=dict(scene.seen.gifts),
-            slots=dict(scene.seen.slots),
-        )
         self.announcements: list[outbox.Event] = []
-        self.changes = Changes(before, scene.seen)
+        self.changes = Changes(scene.seen.copy(), scene.seen)
 
     def answer(self, command: Command) -> Answer:
         """Folds one command over the state."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class Kind(Enum):
@@ -128,6 +128,18 @@ class Internal(ServiceError):
     """A defect of this service; the error id finds it in the log."""
 
     kind = Kind.INTERNAL
+
+
+def refused(raised: BaseException) -> dict[str, Any]:
+    """What the caller of many things at once is told of one that was refused. Raises what is a defect."""
+    if not isinstance(raised, ServiceError) or isinstance(raised, Internal):
+        raise raised
+    return {
+        "code": raised.kind.value,
+        "reason": raised.reason,
+        "message": raised.message,
+        "metadata": raised.metadata,
+    }
 
 
 # A fault of what we stand on: it says nothing about the request, so a consumer waits and tries again.

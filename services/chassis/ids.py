@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import uuid
 import zlib
+from datetime import datetime
 from functools import lru_cache
 
 import uuid_utils
+
+from services.chassis.clock import from_micros
 
 BUCKETS = 1024
 REMEMBERED = 65_536  # entities whose bucket a process keeps in mind: a write asks for it a dozen times
@@ -32,6 +36,11 @@ def numbered_id(prefix: str, number: int) -> str:
 def number_of(numbered: str) -> int:
     """The number that `numbered_id` put in."""
     return int(numbered[-8:], 16)
+
+
+def made_at(made: str) -> datetime:
+    """When an id of ours was made, to the millisecond."""
+    return from_micros((uuid.UUID(made.rpartition("_")[2]).int >> 80) * 1000)
 
 
 def own_request_id(*parts: str) -> str:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Awaitable, Callable
 from datetime import datetime
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from google.protobuf.message import Message
 
-from services.chassis.database import Connection, Statement
+from services.chassis.auth import CALLER
+from services.chassis.clock import Clock, wall
+from services.chassis.database import Connection, Database, Statement, shielded
 from services.chassis.errors import RequestIdReused
 from services.chassis.ids import bucket
+
+Answer = TypeVar("Answer", bound=Message)
 
 
 def payload_hash(method: str, request: Message) -> bytes:
@@ -78,3 +84,62 @@ class Requests:
             answer=answer,
             create_time=at,
         )
+
+
+class _Checked(Exception):
+    """What was only to be checked is done, and taken back; carries what it would have been answered with."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+class Operators:
+    """What operators ask of one service: each in a transaction of its own, which keeps its first answer."""
+
+    def __init__(
+        self, database: Database, clock: Clock, requests: Requests, service: str, wake: Callable[[], None]
+    ) -> None:
+        """`service` is the path of the methods, up to their names; `wake` tells the relay of new events."""
+        self._database = database
+        self._clock = clock
+        self._requests = requests
+        self._service = service
+        self._wake = wake
+
+    async def answer(
+        self,
+        method: str,
+        request: Any,
+        kind: type[Answer],
+        work: Callable[[Connection, datetime], Awaitable[Answer]],
+        *,
+        scope: str = "",
+        check: bool = False,
+    ) -> Answer:
+        """The first answer to a request of the caller, or of what `scope` names; `check` takes all back.
+
+        Raises RequestIdReused, and what `work` raises.
+        """
+        payload, scope = payload_hash(self._service + method, request), scope or CALLER.get().subject
+
+        async def once() -> Answer:
+            async with self._database.begin() as connection:
+                first = await self._requests.find(connection, scope, request.request_id, payload)
+                if first is not None:
+                    return kind.FromString(first)
+                answer = await work(connection, self._clock.now())
+                if check:
+                    raise _Checked(answer)
+                body = answer.SerializeToString(deterministic=True)
+                await self._requests.keep(
+                    connection, scope, request.request_id, payload, answer=body, at=wall()
+                )
+            self._wake()
+            return answer
+
+        try:
+            return await shielded(once)
+        except _Checked as checked:
+            answer: Answer = checked.answer
+            return answer

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
@@ -35,9 +37,14 @@ def keyed(named: Iterable[tuple[str, ...]]) -> list[tuple[Any, ...]]:
     return [(bucket(names[0]), *names) for names in named]
 
 
+def word(text: str) -> sa.ColumnElement[str]:
+    """A word of our own, written out so that a partial index may serve."""
+    return sa.literal_column(f"'{text}'")
+
+
 def one_of(column: sa.ColumnElement[str], *words: str) -> sa.ColumnElement[bool]:
-    """That a column says one of some words of our own, written out so that a partial index may serve."""
-    return column.in_([sa.literal_column(f"'{word}'") for word in words])
+    """That a column says one of some words of our own."""
+    return column.in_([word(text) for text in words])
 
 
 def of_member(table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
@@ -149,6 +156,12 @@ def dropping(table: sa.Table) -> Statement:
     key = list(table.primary_key.columns)
     given = rows_of(**{column.name: column.type for column in key})
     return Statement(sa.delete(table).where(*(column == given.c[column.name] for column in key)))
+
+
+def copied(seen: T, *names: str) -> T:
+    """A record with the collections of these names copied: its own may be changed then."""
+    changes: dict[str, Any] = {name: copy(getattr(seen, name)) for name in names}
+    return replace(seen, **changes)  # type: ignore[type-var]
 
 
 def replaced(was: Mapping[K, T], now: Mapping[K, T]) -> Iterator[tuple[K, T | None, T]]:

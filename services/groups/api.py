@@ -1,9 +1,8 @@
-"""The gRPC edge: messages to commands, facts to messages, one transaction per call or gathered batch."""
+"""The gRPC edge: who may call what, and one transaction per call or gathered batch."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -13,16 +12,14 @@ from loyalty.groups.v1 import groups_service_pb2 as pb
 from loyalty.groups.v1.groups_service_pb2_grpc import GroupsServiceServicer
 
 from services.chassis import pagination
-from services.chassis.asked import by_call, by_caller
 from services.chassis.auth import CALLER, Access, MemberAccess, authorise
-from services.chassis.clock import Clock, wall
-from services.chassis.database import Connection, Database, Row, shielded
-from services.chassis.errors import Internal, ServiceError, Violation
+from services.chassis.clock import Clock
+from services.chassis.database import Connection, Database
 from services.chassis.gather import MAX_BATCH
-from services.chassis.ids import bucket, own_request_id
-from services.chassis.requests import payload_hash
-from services.chassis.timestamps import instant, timestamp
-from services.groups import closing, events, opening, putting, rules, service, store
+from services.chassis.ids import bucket
+from services.chassis.requests import Operators
+from services.chassis.timestamps import instant, instant_of, timestamp
+from services.groups import closing, events, messages, opening, putting, rules, service, store
 from services.groups.batches import Batches
 from services.groups.chats import Chats
 from services.groups.closing import Closing
@@ -31,26 +28,20 @@ from services.groups.commands import (
     Command,
     JoinGroup,
     LeaveGroup,
-    TagMember,
-    UntagMember,
 )
-from services.groups.domain import coordinates
-from services.groups.domain.coordinates import Datum, Fault, Point
-from services.groups.domain.profile import TIER, Ending, MembershipStatus, Profile, Tag
+from services.groups.domain.profile import TIER, Ending, MembershipStatus, Profile
 from services.groups.domain.schemes import SchemeKind
 from services.groups.domain.seats import Group
-from services.groups.domain.sites import Site
 from services.groups.errors import (
     GroupUnknown,
-    LocationInvalid,
     MemberUnknown,
     ProgrammeUnknown,
     SchemeUnknown,
     SiteUnknown,
 )
+from services.groups.messages import SERVICE
 from services.groups.messaging import Callback
 from services.groups.nearby import Look, Nearby
-from services.groups.rules import CompiledProgramme
 from services.groups.service import Lore
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -63,63 +54,47 @@ TRIED = 1_000  # members that a preview looks at, unless asked for more
 MOVES = 1_000  # groups of a site that is closed, in an answer
 
 READ, WRITE, ADMIN = "groups.read", "groups.write", "groups.admin"
-_GROUPS = "/loyalty.groups.v1.GroupsService/"
 _OWN, _ACT = MemberAccess.READ, MemberAccess.ACT
-TAG, UNTAG = f"{_GROUPS}TagMember", f"{_GROUPS}UntagMember"
+TAG, UNTAG = f"{SERVICE}TagMember", f"{SERVICE}UntagMember"
 
 # Who may call what. A member token reads its own, and asks for a seat; who came and who left, and what is
 # known of a member, is told by the brand alone.
 METHODS = {
-    f"{_GROUPS}ListNearbyGroups": Access(READ, _OWN),
-    f"{_GROUPS}AssignMember": Access(WRITE, _ACT),
-    f"{_GROUPS}JoinGroup": Access(WRITE),
-    f"{_GROUPS}LeaveGroup": Access(WRITE),
-    f"{_GROUPS}ListMemberGroups": Access(READ, _OWN),
-    f"{_GROUPS}ListGroupMembers": Access(READ),
-    f"{_GROUPS}GetGroup": Access(READ),
-    f"{_GROUPS}ListGroups": Access(READ),
-    f"{_GROUPS}OpenGroup": Access(ADMIN),
-    f"{_GROUPS}OpenFlashGroup": Access(ADMIN),
-    f"{_GROUPS}AttachChat": Access(WRITE),
-    f"{_GROUPS}DissolveGroup": Access(ADMIN),
-    f"{_GROUPS}ReconcileGroup": Access(WRITE),
-    f"{_GROUPS}VerifyWecomCallback": Access(WRITE),
+    f"{SERVICE}ListNearbyGroups": Access(READ, _OWN),
+    f"{SERVICE}AssignMember": Access(WRITE, _ACT),
+    f"{SERVICE}JoinGroup": Access(WRITE),
+    f"{SERVICE}LeaveGroup": Access(WRITE),
+    f"{SERVICE}ListMemberGroups": Access(READ, _OWN),
+    f"{SERVICE}ListGroupMembers": Access(READ),
+    f"{SERVICE}GetGroup": Access(READ),
+    f"{SERVICE}ListGroups": Access(READ),
+    f"{SERVICE}OpenGroup": Access(ADMIN),
+    f"{SERVICE}OpenFlashGroup": Access(ADMIN),
+    f"{SERVICE}AttachChat": Access(WRITE),
+    f"{SERVICE}DissolveGroup": Access(ADMIN),
+    f"{SERVICE}ReconcileGroup": Access(WRITE),
+    f"{SERVICE}VerifyWecomCallback": Access(WRITE),
     TAG: Access(WRITE),
     UNTAG: Access(WRITE),
-    f"{_GROUPS}BatchTag": Access(WRITE),
-    f"{_GROUPS}GetMemberTags": Access(READ, _OWN),
-    f"{_GROUPS}PreviewScheme": Access(ADMIN),
-    f"{_GROUPS}PutSite": Access(ADMIN),
-    f"{_GROUPS}BatchPutSites": Access(ADMIN),
-    f"{_GROUPS}CloseSite": Access(ADMIN),
-    f"{_GROUPS}GetSite": Access(READ),
-    f"{_GROUPS}ListSites": Access(READ),
-    f"{_GROUPS}PutScheme": Access(ADMIN),
-    f"{_GROUPS}GetScheme": Access(READ),
-    f"{_GROUPS}ListSchemes": Access(READ),
-    f"{_GROUPS}PutProgramme": Access(ADMIN),
-    f"{_GROUPS}GetProgramme": Access(READ),
-    f"{_GROUPS}ExportMember": Access(ADMIN),
-    f"{_GROUPS}EraseMember": Access(ADMIN),
+    f"{SERVICE}BatchTag": Access(WRITE),
+    f"{SERVICE}GetMemberTags": Access(READ, _OWN),
+    f"{SERVICE}PreviewScheme": Access(ADMIN),
+    f"{SERVICE}PutSite": Access(ADMIN),
+    f"{SERVICE}BatchPutSites": Access(ADMIN),
+    f"{SERVICE}CloseSite": Access(ADMIN),
+    f"{SERVICE}GetSite": Access(READ),
+    f"{SERVICE}ListSites": Access(READ),
+    f"{SERVICE}PutScheme": Access(ADMIN),
+    f"{SERVICE}GetScheme": Access(READ),
+    f"{SERVICE}ListSchemes": Access(READ),
+    f"{SERVICE}PutProgramme": Access(ADMIN),
+    f"{SERVICE}GetProgramme": Access(READ),
+    f"{SERVICE}ExportMember": Access(ADMIN),
+    f"{SERVICE}EraseMember": Access(ADMIN),
 }
 
-_DATUMS = {pb.Datum.Value(f"DATUM_{datum}"): datum for datum in Datum}
 _STATUSES = {number: status for status, number in events.GROUP_STATUSES.items()}
 _KINDS = {pb.SchemeKind.Value(f"SCHEME_KIND_{kind}"): kind for kind in SchemeKind}
-_FAULTS = {
-    Fault.NOT_A_NUMBER: "is not a number of degrees",
-    Fault.ZERO: "is (0, 0), which devices say that do not know",
-    Fault.SWAPPED: "has latitude and longitude exchanged",
-    Fault.OUT_OF_RANGE: "is beyond 90 degrees of latitude, or 180 of longitude",
-}
-
-
-class _Checked(Exception):
-    """What was only to be checked is done, and taken back; carries what it would have been answered with."""
-
-    def __init__(self, answer: Any) -> None:
-        super().__init__()
-        self.answer = answer
 
 
 class GroupsApi(GroupsServiceServicer):
@@ -134,6 +109,7 @@ class GroupsApi(GroupsServiceServicer):
         self._batches = batches
         self._nearby = nearby
         self._chats = chats
+        self._operators = Operators(database, clock, store.REQUESTS, SERVICE, batches.wake)
 
     # --- a member's groups ----------------------------------------------------------------------------
 
@@ -147,7 +123,7 @@ class GroupsApi(GroupsServiceServicer):
             payload_hash=b"",
             actor="",
             scheme_id=request.scheme_id,
-            location=_place(request),
+            location=messages.place(request),
             city=request.city,
             home_site_id=request.home_site_id,
         )
@@ -157,14 +133,14 @@ class GroupsApi(GroupsServiceServicer):
         self, request: pb.AssignMemberRequest, context: Context
     ) -> pb.AssignMemberResponse:
         """See the contract."""
-        return await self._write(pb.AssignMemberResponse, _assignment(request))
+        return await self._write(pb.AssignMemberResponse, messages.assignment(request))
 
     async def JoinGroup(self, request: pb.JoinGroupRequest, context: Context) -> pb.JoinGroupResponse:
         """See the contract."""
         return await self._write(
             pb.JoinGroupResponse,
             JoinGroup(
-                **_common("JoinGroup", request),
+                **messages.asked("JoinGroup", request),
                 group_id=request.group_id,
                 occur_time=instant(request.occur_time),
                 entry_source=request.entry_source,
@@ -176,7 +152,7 @@ class GroupsApi(GroupsServiceServicer):
         return await self._write(
             pb.LeaveGroupResponse,
             LeaveGroup(
-                **_common("LeaveGroup", request),
+                **messages.asked("LeaveGroup", request),
                 group_id=request.group_id,
                 occur_time=instant(request.occur_time),
                 ending=Ending.REMOVED if request.removed else Ending.LEFT,
@@ -207,7 +183,7 @@ class GroupsApi(GroupsServiceServicer):
             size,
             "membership_id",
             lambda row: pb.MemberGroup(
-                membership=_membership(row, kinds, now),
+                membership=messages.membership(row, kinds, now),
                 group=events.group(groups[row["group_id"]], kinds[row["scheme_id"]], now),
             ),
         )
@@ -227,7 +203,7 @@ class GroupsApi(GroupsServiceServicer):
             rows = await store.group_members(connection, request.group_id, _key(after), size + 1, now)
             kinds = await self._kinds(connection)
         found, token = pagination.fill(
-            question, rows, size, "member_id", lambda row: _membership(row, kinds, now)
+            question, rows, size, "member_id", lambda row: messages.membership(row, kinds, now)
         )
         return pb.ListGroupMembersResponse(memberships=found, next_page_token=token)
 
@@ -278,7 +254,7 @@ class GroupsApi(GroupsServiceServicer):
             )
             return await self._shown(connection, opened)
 
-        return await self._administer("OpenGroup", request, pb.Group, work)
+        return await self._operators.answer("OpenGroup", request, pb.Group, work)
 
     async def OpenFlashGroup(self, request: pb.OpenFlashGroupRequest, context: Context) -> pb.Group:
         """See the contract."""
@@ -290,11 +266,11 @@ class GroupsApi(GroupsServiceServicer):
                 now,
                 scheme_id=request.scheme_id,
                 sale_time=instant(request.sale_time),
-                close_time=instant(request.close_time) if request.HasField("close_time") else None,
+                close_time=instant_of(request, "close_time"),
             )
             return await self._shown(connection, opened)
 
-        return await self._administer("OpenFlashGroup", request, pb.Group, work)
+        return await self._operators.answer("OpenFlashGroup", request, pb.Group, work)
 
     async def AttachChat(self, request: pb.AttachChatRequest, context: Context) -> pb.Group:
         """See the contract."""
@@ -310,7 +286,7 @@ class GroupsApi(GroupsServiceServicer):
             )
             return await self._shown(connection, attached)
 
-        return await self._administer("AttachChat", request, pb.Group, work)
+        return await self._operators.answer("AttachChat", request, pb.Group, work)
 
     async def DissolveGroup(self, request: pb.DissolveGroupRequest, context: Context) -> pb.Group:
         """See the contract."""
@@ -319,7 +295,7 @@ class GroupsApi(GroupsServiceServicer):
             dissolved = await opening.dissolve_group(connection, self._lore, now, group_id=request.group_id)
             return await self._shown(connection, dissolved)
 
-        return await self._administer("DissolveGroup", request, pb.Group, work)
+        return await self._operators.answer("DissolveGroup", request, pb.Group, work)
 
     async def ReconcileGroup(
         self, request: pb.ReconcileGroupRequest, context: Context
@@ -330,10 +306,10 @@ class GroupsApi(GroupsServiceServicer):
             await _group(connection, request.group_id)
             return await _compare(connection, request)
 
-        answer = await self._administer("ReconcileGroup", request, pb.ReconcileGroupResponse, work)
+        answer = await self._operators.answer("ReconcileGroup", request, pb.ReconcileGroupResponse, work)
         if request.apply:
             # The answer is kept first, and says what is to be done: a repeat does what is left of it.
-            commands = list(_corrections(request, answer))
+            commands = list(messages.corrections(request, answer))
             for start in range(0, len(commands), MAX_BATCH):
                 await asyncio.gather(*map(self._batches.post, commands[start : start + MAX_BATCH]))
         return answer
@@ -360,20 +336,20 @@ class GroupsApi(GroupsServiceServicer):
 
     async def TagMember(self, request: pb.TagMemberRequest, context: Context) -> pb.TagChanges:
         """See the contract."""
-        return await self._write(pb.TagChanges, _tag(request, self._clock.now()))
+        return await self._write(pb.TagChanges, messages.tagging(request, self._clock.now()))
 
     async def UntagMember(self, request: pb.UntagMemberRequest, context: Context) -> pb.TagChanges:
         """See the contract."""
-        return await self._write(pb.TagChanges, _untag(request))
+        return await self._write(pb.TagChanges, messages.untagging(request))
 
     async def BatchTag(self, request: pb.BatchTagRequest, context: Context) -> pb.BatchTagResponse:
         """See the contract."""
         answers = await asyncio.gather(*map(self._tag_item, request.items), return_exceptions=True)
-        return pb.BatchTagResponse(results=[_result(answer) for answer in answers])
+        return pb.BatchTagResponse(results=[messages.tag_result(answer) for answer in answers])
 
     async def _tag_item(self, item: pb.BatchTagItem) -> pb.TagChanges:
         tags = item.WhichOneof("command") == "tag"
-        command = _tag(item.tag, self._clock.now()) if tags else _untag(item.untag)
+        command = messages.tagging(item.tag, self._clock.now()) if tags else messages.untagging(item.untag)
         authorise(CALLER.get(), METHODS[TAG if tags else UNTAG], command.member_id)
         return await self._write(pb.TagChanges, command)
 
@@ -383,7 +359,7 @@ class GroupsApi(GroupsServiceServicer):
             profiles = await store.profiles(connection, [request.member_id])
             compiled = await self._lore.programme(connection)
         profile = profiles.get(request.member_id) or Profile(request.member_id, known=True)
-        tags, facts = self._known(profile, compiled)
+        tags, facts = messages.known(profile, compiled, self._clock.now(), self._lore.terms.zone)
         return pb.MemberTags(
             member_id=request.member_id,
             tags=tags,
@@ -393,39 +369,29 @@ class GroupsApi(GroupsServiceServicer):
             city=rules.city_of(profile),
         )
 
-    def _known(self, profile: Profile, compiled: CompiledProgramme) -> tuple[list[pb.Tag], pb.Facts]:
-        """Tags by key, and facts, as of now: where time has changed them, as they are by that."""
-        now, zone = self._clock.now(), self._lore.terms.zone
-        tags = {key: tag for key, tag in profile.tags.items() if tag.holds(now)}
-        if profile.evaluate_time is not None and profile.evaluate_time <= now:
-            known = rules.known(profile, compiled.programme, now, zone)
-            tags = compiled.tags_of(profile, known, now)
-        facts = rules.facts_of(profile, compiled.programme, now, zone)
-        return [events.tag(tag) for _, tag in sorted(tags.items())], rules.facts_message(facts)
-
     # --- sites ----------------------------------------------------------------------------------------
 
     async def PutSite(self, request: pb.PutSiteRequest, context: Context) -> pb.Site:
         """See the contract."""
-        site = _sites([request.site], "site.location")[0]
+        site = messages.sites([request.site], "site.location")[0]
 
         async def work(connection: Connection, now: datetime) -> pb.Site:
             await closing.put_sites(connection, self._lore, now, [site], CALLER.get().subject)
             return await _site(connection, site.site_id)
 
-        return await self._administer("PutSite", request, pb.Site, work, check=request.validate_only)
+        return await self._operators.answer("PutSite", request, pb.Site, work, check=request.validate_only)
 
     async def BatchPutSites(
         self, request: pb.BatchPutSitesRequest, context: Context
     ) -> pb.BatchPutSitesResponse:
         """See the contract."""
-        sites = _sites(request.sites, "sites[{}].location")
+        sites = messages.sites(request.sites, "sites[{}].location")
 
         async def work(connection: Connection, now: datetime) -> pb.BatchPutSitesResponse:
             put = await closing.put_sites(connection, self._lore, now, sites, CALLER.get().subject)
             return pb.BatchPutSitesResponse(added=put.added, changed=put.changed, unchanged=put.unchanged)
 
-        return await self._administer(
+        return await self._operators.answer(
             "BatchPutSites", request, pb.BatchPutSitesResponse, work, check=request.validate_only
         )
 
@@ -439,7 +405,7 @@ class GroupsApi(GroupsServiceServicer):
             found = await closing.closing(connection, Lore(self._lore.terms), now, request.site_id)
             return _closing(found, await _site(connection, request.site_id))
 
-        return await self._administer(
+        return await self._operators.answer(
             "CloseSite", request, pb.CloseSiteResponse, work, check=request.validate_only
         )
 
@@ -457,7 +423,7 @@ class GroupsApi(GroupsServiceServicer):
             rows = await store.site_page(
                 connection, request.city or None, request.include_closed, after, size + 1
             )
-        sites, token = pagination.fill(question, rows, size, "site_id", _shown_site)
+        sites, token = pagination.fill(question, rows, size, "site_id", messages.site)
         return pb.ListSitesResponse(sites=sites, next_page_token=token)
 
     # --- schemes and the programme --------------------------------------------------------------------
@@ -472,7 +438,9 @@ class GroupsApi(GroupsServiceServicer):
                 connection, self._lore, now, put, message=request.scheme, author=caller
             )
 
-        return await self._administer("PutScheme", request, pb.Scheme, work, check=request.validate_only)
+        return await self._operators.answer(
+            "PutScheme", request, pb.Scheme, work, check=request.validate_only
+        )
 
     async def GetScheme(self, request: pb.GetSchemeRequest, context: Context) -> pb.Scheme:
         """See the contract."""
@@ -480,7 +448,7 @@ class GroupsApi(GroupsServiceServicer):
             row = await store.scheme(connection, request.scheme_id, request.version or None)
         if row is None:
             raise SchemeUnknown(scheme_id=request.scheme_id)
-        return _shown_scheme(row)
+        return messages.scheme(row)
 
     async def ListSchemes(self, request: pb.ListSchemesRequest, context: Context) -> pb.ListSchemesResponse:
         """See the contract."""
@@ -489,7 +457,7 @@ class GroupsApi(GroupsServiceServicer):
         size, kind = pagination.page_size(request.page_size), _KINDS.get(request.kind)
         async with self._database.read() as connection:
             rows = await store.scheme_page(connection, kind, request.include_withdrawn, after, size + 1)
-        schemes, token = pagination.fill(question, rows, size, "scheme_id", _shown_scheme)
+        schemes, token = pagination.fill(question, rows, size, "scheme_id", messages.scheme)
         return pb.ListSchemesResponse(schemes=schemes, next_page_token=token)
 
     async def PreviewScheme(
@@ -524,7 +492,7 @@ class GroupsApi(GroupsServiceServicer):
         async def work(connection: Connection, now: datetime) -> pb.Programme:
             return await putting.put_programme(connection, now, request.programme, CALLER.get().subject)
 
-        return await self._administer(
+        return await self._operators.answer(
             "PutProgramme", request, pb.Programme, work, check=request.validate_only
         )
 
@@ -550,7 +518,7 @@ class GroupsApi(GroupsServiceServicer):
             if profile is None:
                 raise MemberUnknown(member_id=member_id)
             rows = await store.order_page(connection, member_id, after, size + 1)
-            orders, token = pagination.fill(question, rows, size, "order_id", _exported)
+            orders, token = pagination.fill(question, rows, size, "order_id", messages.order)
             answer = pb.ExportMemberResponse(orders=orders, told=profile.facts, next_page_token=token)
             if after is None:
                 await self._export_first(connection, profile, answer)
@@ -564,8 +532,8 @@ class GroupsApi(GroupsServiceServicer):
         rows = await store.membership_page(connection, profile.member_id, True, None, EXPORTED)
         kinds = await self._kinds(connection)
         for row in rows:
-            answer.memberships.add(membership=_membership(row, kinds, now), cell=row["cell"])
-        tags, facts = self._known(profile, compiled)
+            answer.memberships.add(membership=messages.membership(row, kinds, now), cell=row["cell"])
+        tags, facts = messages.known(profile, compiled, now, self._lore.terms.zone)
         answer.tags.extend(tags)
         answer.facts.CopyFrom(facts)
         if profile.offer_time is not None:
@@ -585,7 +553,7 @@ class GroupsApi(GroupsServiceServicer):
                 events=erased.events,
             )
 
-        return await self._administer(
+        return await self._operators.answer(
             "EraseMember", request, pb.EraseMemberResponse, work, scope=request.member_id
         )
 
@@ -596,145 +564,8 @@ class GroupsApi(GroupsServiceServicer):
         assert body is not None  # noqa: S101 - only events and sweeps are answered with nothing
         return answer.FromString(body)
 
-    async def _administer(
-        self,
-        method: str,
-        request: Any,
-        kind: type[Answer],
-        work: Callable[[Connection, datetime], Awaitable[Answer]],
-        *,
-        scope: str = "",
-        check: bool = False,
-    ) -> Answer:
-        """The first answer to a request of the caller, or of what `scope` names; `check` takes all back."""
-        payload, scope = payload_hash(_GROUPS + method, request), scope or CALLER.get().subject
 
-        async def once() -> Answer:
-            async with self._database.begin() as connection:
-                first = await store.REQUESTS.find(connection, scope, request.request_id, payload)
-                if first is not None:
-                    return kind.FromString(first)
-                answer = await work(connection, self._clock.now())
-                if check:
-                    raise _Checked(answer)
-                body = answer.SerializeToString(deterministic=True)
-                await store.REQUESTS.keep(
-                    connection, scope, request.request_id, payload, answer=body, at=wall()
-                )
-            self._batches.wake()
-            return answer
-
-        try:
-            return await shielded(once)
-        except _Checked as checked:
-            answer: Answer = checked.answer
-            return answer
-
-
-# --- messages to commands -----------------------------------------------------------------------------
-
-
-def _common(method: str, request: Any) -> dict[str, Any]:
-    return by_call(_GROUPS + method, request)
-
-
-def _assignment(request: pb.AssignMemberRequest) -> AssignMember:
-    """Of a location the payload's hash has the cell: a repeat's is another, and a hash can be guessed."""
-    location, method, hashed = _place(request), "AssignMember", pb.AssignMemberRequest()
-    hashed.CopyFrom(request)
-    if location is not None:
-        hashed.ClearField("location")
-        method = f"AssignMember {coordinates.coarse_cell(location)}"
-    return AssignMember(
-        **_common(method, hashed),
-        scheme_id=request.scheme_id,
-        chosen_group_id=request.chosen_group_id,
-        location=location,
-        city=request.city,
-        home_site_id=request.home_site_id,
-        inviter_id=request.inviter_id,
-        entry_source=request.entry_source,
-    )
-
-
-def _tag(request: pb.TagMemberRequest, now: datetime) -> TagMember:
-    tags = (
-        Tag(
-            key=tag.key,
-            value=tag.value,
-            source=request.source,
-            expire_time=instant(tag.expire_time) if tag.HasField("expire_time") else None,
-            set_time=now,
-        )
-        for tag in request.tags
-    )
-    return TagMember(**_common("TagMember", request), tags=tuple(tags))
-
-
-def _untag(request: pb.UntagMemberRequest) -> UntagMember:
-    return UntagMember(**_common("UntagMember", request), keys=tuple(request.keys))
-
-
-def _place(request: pb.AssignMemberRequest | pb.ListNearbyGroupsRequest) -> Point | None:
-    """The place of a request by WGS84. Raises LocationInvalid."""
-    if not request.HasField("location"):
-        return None
-    fault = _fault(request.location)
-    if fault is not None:
-        raise LocationInvalid(violations=[Violation("location", _FAULTS[fault])])
-    return _point(request.location)
-
-
-def _fault(location: pb.Location) -> Fault | None:
-    return coordinates.fault(location.latitude, location.longitude)
-
-
-def _point(location: pb.Location) -> Point:
-    shown = Point(location.latitude, location.longitude)
-    return coordinates.to_wgs84(shown, _DATUMS[location.datum])
-
-
-def _sites(messages: Sequence[pb.Site], path: str) -> list[Site]:
-    """Sites as they are put. Raises LocationInvalid with every fault; `path` is a location's, by number."""
-    faults = {number: _fault(message.location) for number, message in enumerate(messages)}
-    violations = [
-        Violation(path.format(number), _FAULTS[fault])
-        for number, fault in faults.items()
-        if fault is not None
-    ]
-    if violations:
-        raise LocationInvalid(violations=violations)
-    return [
-        Site(
-            site_id=message.site_id,
-            name=message.name,
-            city=message.city,
-            point=_point(message.location),
-            priority=message.priority,
-            open=not message.closed,
-        )
-        for message in messages
-    ]
-
-
-def _corrections(
-    request: pb.ReconcileGroupRequest, found: pb.ReconcileGroupResponse
-) -> Iterable[JoinGroup | LeaveGroup]:
-    """What makes our list like the platform's, each named after the request, so that it is done once."""
-    occur_time, caller = instant(request.list_time), CALLER.get().subject
-
-    def about(member_id: str) -> dict[str, Any]:
-        named = own_request_id("reconciled", caller, request.request_id, member_id)
-        common = {"member_id": member_id, "request_id": named, "payload_hash": b"", **by_caller()}
-        return {**common, "group_id": request.group_id, "occur_time": occur_time}
-
-    for member_id in found.missing:
-        yield LeaveGroup(**about(member_id), ending=Ending.RECONCILED)
-    for member_id in (*found.unknown, *found.arrived):
-        yield JoinGroup(**about(member_id))
-
-
-# --- facts to messages --------------------------------------------------------------------------------
+# --- what is asked of the store -----------------------------------------------------------------------
 
 
 async def _group(connection: Connection, group_id: str) -> Group:
@@ -764,19 +595,7 @@ async def _site(connection: Connection, site_id: str) -> pb.Site:
     rows = await store.sites(connection, [site_id])
     if not rows:
         raise SiteUnknown(site_id=site_id)
-    return _shown_site(rows[0])
-
-
-def _shown_site(row: Row) -> pb.Site:
-    return events.site(store.to_site(row), row["update_time"])
-
-
-def _shown_scheme(row: Row) -> pb.Scheme:
-    return pb.Scheme.FromString(row["body"])
-
-
-def _membership(row: Row, kinds: dict[str, SchemeKind], now: datetime) -> pb.Membership:
-    return events.membership(row["member_id"], store.to_membership(row), kinds[row["scheme_id"]], now)
+    return messages.site(rows[0])
 
 
 def _key(member_id: str | None) -> store.MemberKey:
@@ -799,26 +618,3 @@ def _closing(found: Closing, site: pb.Site) -> pb.CloseSiteResponse:
         for one in found.leaving[:MOVES]
     ]
     return pb.CloseSiteResponse(site=site, moves=moves, members=found.members, local_days=found.local_days)
-
-
-def _exported(row: Row) -> pb.ExportedOrder:
-    order = store.to_order(row)
-    purchase = order.purchase
-    return pb.ExportedOrder(
-        order_id=order.order_id,
-        store_id=order.store_id,
-        paid_time=timestamp(order.paid_time) if order.paid_time is not None else None,
-        amount_minor=order.amount_minor,
-        refunded_minor=purchase.refunded_minor if purchase is not None else 0,
-    )
-
-
-def _result(answer: pb.TagChanges | BaseException) -> pb.BatchTagResult:
-    if isinstance(answer, pb.TagChanges):
-        return pb.BatchTagResult(changes=answer)
-    if not isinstance(answer, ServiceError) or isinstance(answer, Internal):
-        raise answer  # a defect is not an answer
-    error = pb.BatchTagError(
-        code=answer.kind.value, reason=answer.reason, message=answer.message, metadata=answer.metadata
-    )
-    return pb.BatchTagResult(error=error)

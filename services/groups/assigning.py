@@ -13,7 +13,14 @@ from services.groups import choosing, events, moving, relocating
 from services.groups.choosing import Option
 from services.groups.commands import AssignMember, ClawBack, GrantReward
 from services.groups.domain.coordinates import Point, coarse_cell
-from services.groups.domain.profile import Basis, Ending, Membership, MoveReason, Profile
+from services.groups.domain.profile import (
+    Basis,
+    Ending,
+    LapseReason,
+    Membership,
+    MoveReason,
+    Profile,
+)
 from services.groups.domain.schemes import Scheme, SchemeKind
 from services.groups.domain.seats import Group
 from services.groups.errors import (
@@ -264,5 +271,5 @@ def claw_back(step: Step, command: ClawBack) -> pb.AssignMemberResponse:
     """Takes a reward back: the seat that it gave, or, told before the reward, the reward to come."""
     given = (m for m in step.profile.memberships.values() if m.reward_id == command.reward_id and m.active)
     for membership in list(given):
-        moving.end(step, membership, Ending.REMOVED)
+        moving.end(step, membership, Ending.REMOVED, lapse=LapseReason.REWARD_TAKEN_BACK)
     return pb.AssignMemberResponse()

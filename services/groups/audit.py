@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import uuid
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
-from google.protobuf.message import DecodeError
 from loyalty.groups.v1 import groups_events_pb2 as epb
 
-from services.chassis.audit import (
-    PREFETCH,
-    READ_TIMEOUT,
-    STEP,
-    Findings,
-    Report,
-    Rows,
-    by_member,
-    published,
-)
-from services.chassis.clock import from_micros, wall
-from services.chassis.database import Connection, Database, Row, Statement
-from services.chassis.retention import OUTBOX_KEPT
+from services.chassis.audit import Findings, Progress, Report, Rows, by_member, carried, every_row, snapshot
+from services.chassis.clock import wall
+from services.chassis.database import Connection, Row, Statement
+from services.chassis.ids import made_at
+from services.chassis.statements import word
 from services.groups import events, rules, store
 from services.groups import tables as t
 from services.groups.domain.profile import RULE, MembershipStatus, Profile
@@ -37,7 +26,6 @@ from services.groups.rules import CompiledProgramme, Rulebook
 from services.groups.settings import GroupsSettings
 from services.groups.store import rows
 
-MARGIN = timedelta(days=1)  # by which an event may outlive the kept range before its absence counts
 DAY, TICK = timedelta(days=1), timedelta(microseconds=1)
 
 CHECKS = {
@@ -52,12 +40,11 @@ CHECKS = {
     "occasions": "every occasion that was announced is remembered, and was announced once",
     "events": "events about each member and each group are numbered without a gap",
 }
-STREAM_CHECK = "every event that was sent is in the stream as it was written"
 
 
 async def audit(
     url: str,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Progress | None = None,
     *,
     stream_url: str | None = None,
     time_zone: str | None = None,
@@ -67,27 +54,20 @@ async def audit(
     `progress` hears the number of members and groups done. `time_zone` is the one in which the service counts
     days, by default as its settings say. Raises DatabaseUnavailable.
     """
-    database = await Database.open(url, size=2, name="audit", command_timeout=READ_TIMEOUT)
-    try:
-        async with database.snapshot() as connection:
-            terms = await _terms(connection, ZoneInfo(time_zone or _time_zone()))
-            # What this snapshot says was sent must be in the stream by now.
-            audit = _Audit(terms, await _bodies(stream_url) if stream_url else None)
-            for name, first, others, check in (
-                ("members", _MEMBERS, _OF_MEMBERS, audit.member),
-                ("groups", _GROUPS, _OF_GROUPS, audit.group),
+    async with snapshot(url) as connection:
+        terms = await _terms(connection, ZoneInfo(time_zone or _time_zone()))
+        # What this snapshot says was sent must be in the stream by now.
+        bodies = await carried(stream_url, events.STREAM, events.SUBJECTS[0]) if stream_url else None
+        audit = _Audit(terms, bodies)
+        for name, first, others, check in (
+            ("members", _MEMBERS, _OF_MEMBERS, audit.member),
+            ("groups", _GROUPS, _OF_GROUPS, audit.group),
+        ):
+            async for row, found in by_member(
+                connection, first, others, stray=audit.stray, progress=progress, name=name
             ):
-                done = 0
-                async for row, found in by_member(connection, first, others, audit.stray):
-                    check(row, found)
-                    done += 1
-                    if progress and done % STEP == 0:
-                        progress(name, done)
-            for query, note in ((_SERIES, audit.series), (_SITES, audit.site)):
-                async for row in connection.cursor(query.text, prefetch=PREFETCH):
-                    note(row)
-    finally:
-        await database.close()
+                check(row, found)
+        await every_row(connection, ((_SERIES, audit.series), (_SITES, audit.site)))
     return audit.report()
 
 
@@ -113,30 +93,14 @@ async def _terms(connection: Connection, zone: ZoneInfo) -> _Terms:
     return _Terms(programme, kinds.get(store.PROGRAMME), zone)
 
 
-async def _bodies(url: str) -> dict[str, bytes]:
-    """A hash of what the stream carries, by the event's id."""
-    return {
-        (message.headers or {}).get("ce-id", ""): _digest(message.subject, message.data)
-        async for message in published(url, events.STREAM, events.SUBJECTS[0])
-    }
-
-
-def _digest(subject: str, body: bytes) -> bytes:
-    return hashlib.blake2b(subject.encode() + b"\0" + body, digest_size=16).digest()
-
-
 # --- what is read -------------------------------------------------------------------------------------
 
 _o, _m = t.outbox.c, t.memberships.c
 _ABOUT_GROUPS = (epb.GroupOpened, epb.GroupFull, epb.GroupDissolved, epb.BenefitDue)
 
 
-def _word(word: str) -> sa.ColumnElement[str]:
-    return sa.literal_column(f"'{word}'")
-
-
 def _outbox(*, of_groups: bool) -> Rows:
-    told = _o.subject.in_([_word(kind.DESCRIPTOR.full_name) for kind in _ABOUT_GROUPS])
+    told = _o.subject.in_([word(kind.DESCRIPTOR.full_name) for kind in _ABOUT_GROUPS])
     return Rows(
         t.outbox,
         [_o.erased, _o.subject, _o.event_id, _o.body, _o.create_time, _o.sent_at],
@@ -190,11 +154,11 @@ def _series() -> Statement:
 def _sites() -> Statement:
     """Groups that live at sites, which are open, closed or not there."""
     g = t.groups.c
-    living = g.status.in_([_word(GroupStatus.OPEN), _word(GroupStatus.FULL)])
+    living = g.status.in_([word(GroupStatus.OPEN), word(GroupStatus.FULL)])
     return Statement(
         sa.select(g.group_id, g.site_id, t.sites.c.open)
         .select_from(sa.join(t.groups, t.sites, g.site_id == t.sites.c.site_id, isouter=True))
-        .where(g.site_id != _word(""), living)
+        .where(g.site_id != word(""), living)
     )
 
 
@@ -216,9 +180,7 @@ class _Told:
 class _Audit:
     def __init__(self, terms: _Terms, bodies: Mapping[str, bytes] | None) -> None:
         self._terms = terms
-        self._bodies = bodies
-        self._kept_since = wall() - OUTBOX_KEPT + MARGIN
-        self._found = Findings(CHECKS if bodies is None else CHECKS | {"stream": STREAM_CHECK})
+        self._found = Findings(CHECKS, bodies)
         self._totals = dict.fromkeys(("members", "groups", "memberships", "orders"), 0)
 
     def report(self) -> Report:
@@ -232,36 +194,25 @@ class _Audit:
         """Checks everything about one member."""
         who = row["member_id"]
         self._found.seen["members"] += 1
-        try:
+        with self._found.reading(who):
             profile = _profile(row, found)
             self._active(profile)
             self._due(profile)
             self._facts(row["bucket"], profile)
             self._events(who, row["version"], self._told(who, found["outbox"]), made=None)
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            DecodeError,
-        ) as error:  # forged rows need not have their form
-            self._found.expect("members", False, who, f"has a row that cannot be read: {error!r}")
-            return
-        self._totals["members"] += 1
-        self._totals["memberships"] += len(profile.memberships)
-        self._totals["orders"] += len(profile.orders)
+            self._totals["members"] += 1
+            self._totals["memberships"] += len(profile.memberships)
+            self._totals["orders"] += len(profile.orders)
 
     def group(self, row: Row, found: Mapping[str, list[Row]]) -> None:
         """Checks everything about one group."""
         who = row["member_id"]
-        try:
+        with self._found.reading(who):
             self._seats(who, row, found["memberships"])
             told = self._told(who, found["outbox"])
             self._occasions(who, told, [one["occasion_id"] for one in found["occasions"]])
-            self._events(who, row["version"], told, made=_made(who))
-        except (KeyError, TypeError, ValueError, DecodeError) as error:
-            self._found.expect("members", False, who, f"has a row that cannot be read: {error!r}")
-            return
-        self._totals["groups"] += 1
+            self._events(who, row["version"], told, made=made_at(who))
+            self._totals["groups"] += 1
 
     # --- a member -------------------------------------------------------------------------------------
 
@@ -345,27 +296,18 @@ class _Audit:
     def _told(self, who: str, outbox: Sequence[Row]) -> _Told:
         """What was announced and is kept; what was sent of it must be in the stream."""
         self._found.seen["events"] += len(outbox)
-        kept = [row for row in outbox if row["create_time"] >= self._kept_since]
+        kept = [row for row in outbox if row["create_time"] >= self._found.kept_since]
         whole = [row for row in kept if not row["erased"]]
         for row in whole:
-            self._sent(who, row)
+            self._found.sent(who, row)
         return _Told(kept, [_message(row) for row in whole])
-
-    def _sent(self, who: str, row: Row) -> None:
-        if self._bodies is None or row["sent_at"] is None:
-            return
-        self._found.seen["stream"] += 1
-        there = self._bodies.get(row["event_id"]) == _digest(row["subject"], row["body"])
-        self._found.expect("stream", there, who, f"{row['subject']} {row['event_id']} is not there so")
 
     def _events(self, who: str, version: int, told: _Told, made: datetime | None) -> None:
         """`made` is when the first event can have come, where the id says so."""
         if len(told.messages) < len(told.rows):  # of whom some were erased, the rest is not whole
             return
         versions = [message.version for message in told.messages]
-        first = versions[0] if versions else version + 1
-        since = 1 if made is not None and made >= self._kept_since else first
-        whole = versions == list(range(since, version + 1))
+        whole = self._found.unbroken(versions, version, made)
         self._found.expect("events", whole, who, f"is at version {version}, events say {versions}")
 
     # --- between groups -------------------------------------------------------------------------------
@@ -396,8 +338,3 @@ def _profile(row: Row, found: Mapping[str, list[Row]]) -> Profile:
 def _message(row: Row) -> Any:
     """An event as it was announced."""
     return getattr(epb, row["subject"].rpartition(".")[2]).FromString(row["body"])
-
-
-def _made(numbered: str) -> datetime:
-    """When an id of ours was made."""
-    return from_micros((uuid.UUID(numbered.rpartition("_")[2]).int >> 80) * 1000)

@@ -8,12 +8,11 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from loyalty.groups.v1 import groups_events_pb2 as epb
 from loyalty.groups.v1 import groups_service_pb2 as pb
 
 from services.chassis.outbox import About, Event, announcement
-from services.chassis.timestamps import timestamp
+from services.chassis.timestamps import timestamp, timestamp_of
 from services.groups.domain.calendar import Occurrence
 from services.groups.domain.profile import (
     Basis,
@@ -44,10 +43,6 @@ OPEN_REASONS = {reason: epb.GroupOpenReason.Value(f"GROUP_OPEN_REASON_{reason}")
 DISSOLVE_REASONS = {
     reason: epb.GroupDissolveReason.Value(f"GROUP_DISSOLVE_REASON_{reason}") for reason in DissolveReason
 }
-
-
-def _optional(at: datetime | None) -> Timestamp | None:
-    return None if at is None else timestamp(at)
 
 
 def _segment_id(kind: SchemeKind, anchor: str) -> str:
@@ -81,10 +76,10 @@ def group(one: Group, kind: SchemeKind, at: datetime) -> pb.Group:
         chat_id=one.chat_id,
         entry_link=one.entry_link,
         open_time=timestamp(one.open_time),
-        close_time=_optional(one.close_time),
-        sale_time=_optional(one.sale_time),
+        close_time=timestamp_of(one.close_time),
+        sale_time=timestamp_of(one.sale_time),
         previous_group_id=one.previous_group_id,
-        next_occasion_time=None if over else _optional(one.next_occasion_time),
+        next_occasion_time=None if over else timestamp_of(one.next_occasion_time),
         version=one.version,
     )
 
@@ -105,9 +100,9 @@ def membership(member_id: str, one: Membership, kind: SchemeKind, at: datetime) 
         basis=BASES[one.basis],
         entry_source=one.entry_source,
         assign_time=timestamp(one.assign_time),
-        seat_expire_time=None if lapsed else _optional(expire),
-        join_time=_optional(one.join_time),
-        end_time=_optional(expire if lapsed else one.end_time),
+        seat_expire_time=None if lapsed else timestamp_of(expire),
+        join_time=timestamp_of(one.join_time),
+        end_time=timestamp_of(expire if lapsed else one.end_time),
         lost_condition=one.lost_condition,
     )
 
@@ -123,7 +118,7 @@ def site(one: Site, update_time: datetime | None) -> pb.Site:
         ),
         priority=one.priority,
         closed=not one.open,
-        update_time=_optional(update_time),
+        update_time=timestamp_of(update_time),
     )
 
 
@@ -149,7 +144,7 @@ def tag(one: Tag) -> pb.Tag:
         key=one.key,
         value=one.value,
         source=one.source,
-        expire_time=_optional(one.expire_time),
+        expire_time=timestamp_of(one.expire_time),
         set_time=timestamp(one.set_time),
     )
 
@@ -171,7 +166,7 @@ def tag_change(changed: Retagged) -> epb.TagChange:
         value=changed.now.value if changed.now else "",
         previous_value=changed.was.value if changed.was else "",
         source=one.source,
-        expire_time=_optional(one.expire_time),
+        expire_time=timestamp_of(one.expire_time),
         removed=changed.now is None,
     )
 
@@ -198,7 +193,7 @@ def member_assigned(about: About, assigned: tuple[Membership, Group, SchemeKind,
         group_name=where.name,
         entry_link=where.entry_link,
         entry_source=one.entry_source,
-        seat_expire_time=_optional(one.seat_expire_time),
+        seat_expire_time=timestamp_of(one.seat_expire_time),
         welcome=welcome[:LONGEST_TEXT],
         segment_id=_segment_id(kind, one.anchor),
     )
@@ -248,7 +243,7 @@ def member_moved(about: About, moved: tuple[Membership, str, Group, SchemeKind, 
         site_id=one.site_id,
         group_name=where.name,
         entry_link=where.entry_link,
-        seat_expire_time=_optional(one.seat_expire_time),
+        seat_expire_time=timestamp_of(one.seat_expire_time),
         segment_id=_segment_id(kind, one.anchor),
     )
 
@@ -266,7 +261,7 @@ def member_left(about: About, left: tuple[Membership, Group | None]) -> Event:
         next_group_name=following.name if following else "",
         next_entry_link=following.entry_link if following else "",
         site_id=one.site_id,
-        join_time=_optional(one.join_time),
+        join_time=timestamp_of(one.join_time),
     )
 
 
@@ -350,8 +345,8 @@ def group_opened(about: About, opened: tuple[Group, tuple[Scheme, OpenReason, st
         notice=notice[:LONGEST_TEXT],
         reason=OPEN_REASONS[reason],
         previous_group_id=one.previous_group_id,
-        sale_time=_optional(one.sale_time),
-        close_time=_optional(one.close_time),
+        sale_time=timestamp_of(one.sale_time),
+        close_time=timestamp_of(one.close_time),
         segment_id=_segment_id(scheme.kind, one.anchor),
         inviter_id=_inviter_id(scheme.kind, one.anchor),
     )

@@ -1,4 +1,4 @@
-"""The gRPC edge: messages to commands, facts to messages, one transaction per call or gathered batch."""
+"""The gRPC edge: who may call what, and one transaction per call or gathered batch."""
 
 from __future__ import annotations
 
@@ -10,83 +10,75 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 from loyalty.activities.v1 import activities_service_pb2 as activities_pb
-from loyalty.activities.v1.activities_pb2 import Activity, ActivityReported
+from loyalty.activities.v1.activities_pb2 import ActivityReported
 from loyalty.activities.v1.activities_service_pb2_grpc import ActivitiesServiceServicer
 from loyalty.orders.v1 import orders_service_pb2 as orders_pb
-from loyalty.orders.v1.orders_pb2 import Order, OrderPaid, OrderRefunded
+from loyalty.orders.v1.orders_pb2 import OrderPaid, OrderRefunded
 from loyalty.orders.v1.orders_service_pb2_grpc import OrdersServiceServicer
 from loyalty.points.v1 import points_service_pb2 as pb
 from loyalty.points.v1.points_service_pb2_grpc import PointsServiceServicer
 
 from services.chassis import pagination
-from services.chassis.asked import by_call
 from services.chassis.auth import CALLER, Access, MemberAccess, authorise
 from services.chassis.clock import Clock, wall
 from services.chassis.database import Connection, Database, Row, shielded
-from services.chassis.errors import Internal, ServiceError
 from services.chassis.ids import number_of
 from services.chassis.outbox import Event
-from services.chassis.requests import payload_hash
+from services.chassis.requests import Operators, payload_hash
 from services.chassis.telemetry import TRACEPARENT
-from services.chassis.timestamps import instant, timestamp
-from services.points import events, rules, service, store
+from services.chassis.timestamps import instant, instant_of, timestamp
+from services.points import events, messages, putting, rules, service, store
 from services.points.batches import Batches
 from services.points.commands import (
-    Adjust,
     CloseHold,
     Command,
-    Earn,
-    EarnFixed,
     PlaceHold,
     Redeem,
     RefundOrder,
     Reverse,
     Send,
 )
-from services.points.domain.ledger import NEVER, Account, HoldState, Member, Transaction, Unit
+from services.points.domain.ledger import HoldState, Transaction, Unit
 from services.points.errors import HoldUnknown, MemberUnknown, ProgrammeUnknown, TransactionUnknown
-from services.points.rules import Programmes, Source
+from services.points.messages import SERVICE
+from services.points.rules import Programmes
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 Shown = TypeVar("Shown", bound=Message)
 
-EXPIRING_DATES = 24
 EXPORTED_HOLDS = 1_000
 
-READ, WRITE, ADMIN = "points.read", "points.write", "points.admin"
-_POINTS = "/loyalty.points.v1.PointsService/"
-EARN, ADJUST = f"{_POINTS}EarnPoints", f"{_POINTS}AdjustPoints"
+READ, WRITE, ADMIN = "points.read", "points.write", messages.ADMIN
+EARN, ADJUST = f"{SERVICE}EarnPoints", f"{SERVICE}AdjustPoints"
 
 # Who may call what. A member token reads its own; nothing that gives value is open to it.
 METHODS = {
     EARN: Access(WRITE),
-    f"{_POINTS}QuoteEarn": Access(READ, MemberAccess.READ),
-    f"{_POINTS}RedeemPoints": Access(WRITE),
-    f"{_POINTS}HoldPoints": Access(WRITE),
-    f"{_POINTS}CaptureHold": Access(WRITE),
-    f"{_POINTS}ReleaseHold": Access(WRITE),
-    f"{_POINTS}GetHold": Access(READ, MemberAccess.READ),
-    f"{_POINTS}RefundOrder": Access(WRITE),
-    f"{_POINTS}ReverseTransaction": Access(WRITE),
-    f"{_POINTS}TransferPoints": Access(WRITE),
+    f"{SERVICE}QuoteEarn": Access(READ, MemberAccess.READ),
+    f"{SERVICE}RedeemPoints": Access(WRITE),
+    f"{SERVICE}HoldPoints": Access(WRITE),
+    f"{SERVICE}CaptureHold": Access(WRITE),
+    f"{SERVICE}ReleaseHold": Access(WRITE),
+    f"{SERVICE}GetHold": Access(READ, MemberAccess.READ),
+    f"{SERVICE}RefundOrder": Access(WRITE),
+    f"{SERVICE}ReverseTransaction": Access(WRITE),
+    f"{SERVICE}TransferPoints": Access(WRITE),
     ADJUST: Access(ADMIN),
-    f"{_POINTS}BatchPost": Access(WRITE),
-    f"{_POINTS}GetBalance": Access(READ, MemberAccess.READ),
-    f"{_POINTS}BatchGetBalances": Access(READ),
-    f"{_POINTS}GetTransaction": Access(READ, MemberAccess.READ),
-    f"{_POINTS}ListTransactions": Access(READ, MemberAccess.READ),
-    f"{_POINTS}PutProgramme": Access(ADMIN),
-    f"{_POINTS}GetProgramme": Access(READ),
-    f"{_POINTS}ListProgrammes": Access(READ),
-    f"{_POINTS}ExportMember": Access(ADMIN),
-    f"{_POINTS}EraseMember": Access(ADMIN),
+    f"{SERVICE}BatchPost": Access(WRITE),
+    f"{SERVICE}GetBalance": Access(READ, MemberAccess.READ),
+    f"{SERVICE}BatchGetBalances": Access(READ),
+    f"{SERVICE}GetTransaction": Access(READ, MemberAccess.READ),
+    f"{SERVICE}ListTransactions": Access(READ, MemberAccess.READ),
+    f"{SERVICE}PutProgramme": Access(ADMIN),
+    f"{SERVICE}GetProgramme": Access(READ),
+    f"{SERVICE}ListProgrammes": Access(READ),
+    f"{SERVICE}ExportMember": Access(ADMIN),
+    f"{SERVICE}EraseMember": Access(ADMIN),
     "/loyalty.orders.v1.OrdersService/ReportOrderPaid": Access(WRITE),
     "/loyalty.orders.v1.OrdersService/ReportOrderRefunded": Access(WRITE),
     "/loyalty.activities.v1.ActivitiesService/ReportActivity": Access(WRITE),
 }
-
-_UNITS = {pb.UNIT_POINTS: Unit.POINTS, pb.UNIT_GROWTH: Unit.GROWTH}
 
 
 class PointsApi(PointsServiceServicer):
@@ -97,18 +89,19 @@ class PointsApi(PointsServiceServicer):
         self._clock = clock
         self._programmes = programmes
         self._batches = batches
+        self._operators = Operators(database, clock, store.REQUESTS, SERVICE, batches.wake)
 
     # --- writes that are gathered ---------------------------------------------------------------------
 
     async def EarnPoints(self, request: pb.EarnPointsRequest, context: Context) -> pb.Transaction:
         """See the contract."""
-        return await self._post(_earn(request))
+        return await self._post(messages.earning(request))
 
     async def RedeemPoints(self, request: pb.RedeemPointsRequest, context: Context) -> pb.Transaction:
         """See the contract."""
         return await self._post(
             Redeem(
-                **_common(_POINTS + "RedeemPoints", request),
+                **messages.asked("RedeemPoints", request),
                 amount=request.amount,
                 reference_id=request.reference_id,
             )
@@ -118,7 +111,7 @@ class PointsApi(PointsServiceServicer):
         """See the contract."""
         return await self._post(
             PlaceHold(
-                **_common(_POINTS + "HoldPoints", request),
+                **messages.asked("HoldPoints", request),
                 amount=request.amount,
                 reference_id=request.reference_id,
                 expire_time=instant(request.expire_time),
@@ -127,17 +120,17 @@ class PointsApi(PointsServiceServicer):
 
     async def CaptureHold(self, request: pb.CaptureHoldRequest, context: Context) -> pb.Transaction:
         """See the contract."""
-        common = _common(_POINTS + "CaptureHold", request)
+        common = messages.asked("CaptureHold", request)
         return await self._post(CloseHold(**common, hold_id=request.hold_id, capture=request.amount))
 
     async def ReleaseHold(self, request: pb.ReleaseHoldRequest, context: Context) -> pb.Transaction:
         """See the contract."""
-        common = _common(_POINTS + "ReleaseHold", request)
+        common = messages.asked("ReleaseHold", request)
         return await self._post(CloseHold(**common, hold_id=request.hold_id, capture=None))
 
     async def RefundOrder(self, request: pb.RefundOrderRequest, context: Context) -> pb.Transaction:
         """See the contract."""
-        common = _common(_POINTS + "RefundOrder", request)
+        common = messages.asked("RefundOrder", request)
         return await self._post(RefundOrder(**common | rules.read_refund(request.refund)))
 
     async def ReverseTransaction(
@@ -146,9 +139,9 @@ class PointsApi(PointsServiceServicer):
         """See the contract."""
         return await self._post(
             Reverse(
-                **_common(_POINTS + "ReverseTransaction", request),
+                **messages.asked("ReverseTransaction", request),
                 transaction_id=request.transaction_id,
-                amounts={_UNITS[each.unit]: each.amount for each in request.amounts},
+                amounts={messages.UNITS[each.unit]: each.amount for each in request.amounts},
             )
         )
 
@@ -156,25 +149,25 @@ class PointsApi(PointsServiceServicer):
         self, request: pb.TransferPointsRequest, context: Context
     ) -> pb.TransferPointsResponse:
         """See the contract."""
-        common = _common(_POINTS + "TransferPoints", request)
+        common = messages.asked("TransferPoints", request)
         sent = await self._post(Send(**common, to_member_id=request.to_member_id, amount=request.amount))
         return pb.TransferPointsResponse(transaction=sent, state=pb.TRANSFER_STATE_IN_TRANSIT)
 
     async def AdjustPoints(self, request: pb.AdjustPointsRequest, context: Context) -> pb.Transaction:
         """See the contract."""
-        return await self._post(_adjust(request))
+        return await self._post(messages.adjustment(request))
 
     async def BatchPost(self, request: pb.BatchPostRequest, context: Context) -> pb.BatchPostResponse:
         """See the contract."""
         futures = [self._submit_item(item) for item in request.items]
         answers = await asyncio.gather(*futures, return_exceptions=True)
-        return pb.BatchPostResponse(results=[_result(answer) for answer in answers])
+        return pb.BatchPostResponse(results=[messages.post_result(answer) for answer in answers])
 
     async def _submit_item(self, item: pb.BatchPostItem) -> Transaction:
         earn = item.WhichOneof("command") == "earn"
         message = item.earn if earn else item.adjust
         authorise(CALLER.get(), METHODS[EARN if earn else ADJUST], message.member_id)
-        return await self._submit(_earn(item.earn) if earn else _adjust(item.adjust))
+        return await self._submit(messages.earning(item.earn) if earn else messages.adjustment(item.adjust))
 
     async def _post(self, command: Command) -> pb.Transaction:
         return events.transaction(await self._submit(command))
@@ -191,7 +184,7 @@ class PointsApi(PointsServiceServicer):
         member = await self._batches.balances.submit(request.member_id)
         if member is None:
             raise MemberUnknown(member_id=request.member_id)
-        return _balance(member)
+        return messages.balance(member)
 
     async def BatchGetBalances(
         self, request: pb.BatchGetBalancesRequest, context: Context
@@ -201,18 +194,18 @@ class PointsApi(PointsServiceServicer):
             members = await service.balances(
                 connection, request.member_ids, self._programmes, self._clock.now()
             )
-        return pb.BatchGetBalancesResponse(balances=[_balance(m) for m in members if m is not None])
+        return pb.BatchGetBalancesResponse(balances=[messages.balance(m) for m in members if m is not None])
 
     async def QuoteEarn(self, request: pb.QuoteEarnRequest, context: Context) -> pb.QuoteEarnResponse:
         """See the contract."""
-        source = _source(request.order if request.HasField("order") else request.activity)
+        source = messages.source(request)
         async with self._database.read() as connection:
             programme, gains = await service.quote(
                 connection,
                 request.member_id,
                 source,
                 self._programmes,
-                occur_time=_occur_time(request),
+                occur_time=instant_of(request, "occur_time"),
                 may_backdate=CALLER.get().has(ADMIN),
                 at=self._clock.now(),
             )
@@ -253,19 +246,19 @@ class PointsApi(PointsServiceServicer):
         chosen = store.Filter(
             kinds=[pb.TransactionKind.Name(k).removeprefix("TRANSACTION_KIND_") for k in request.kinds]
             or None,
-            unit=_UNITS[request.unit].value if request.unit else None,
+            unit=messages.UNITS[request.unit].value if request.unit else None,
             order=request.order_id or None,
-            since=instant(request.occur_from_time) if request.HasField("occur_from_time") else None,
-            until=instant(request.occur_until_time) if request.HasField("occur_until_time") else None,
+            since=instant_of(request, "occur_from_time"),
+            until=instant_of(request, "occur_until_time"),
         )
-        found, token = await self._page(request, chosen, _listed)
+        found, token = await self._page(request, chosen, messages.transaction)
         return pb.ListTransactionsResponse(transactions=found, next_page_token=token)
 
     async def ExportMember(
         self, request: pb.ExportMemberRequest, context: Context
     ) -> pb.ExportMemberResponse:
         """See the contract."""
-        found, token = await self._page(request, store.Filter(), _exported)
+        found, token = await self._page(request, store.Filter(), messages.exported)
         now = self._clock.now()
         async with self._database.read() as connection:
             known = await service.known(connection, [request.member_id], self._programmes, now)
@@ -274,7 +267,7 @@ class PointsApi(PointsServiceServicer):
         if member is None:
             raise MemberUnknown(member_id=request.member_id)
         return pb.ExportMemberResponse(
-            balance=_balance(member),
+            balance=messages.balance(member),
             transactions=found,
             next_page_token=token,
             holds=[events.hold(request.member_id, held) for held in holds if held.expire_time > now],
@@ -299,43 +292,13 @@ class PointsApi(PointsServiceServicer):
     async def PutProgramme(self, request: pb.PutProgrammeRequest, context: Context) -> pb.Programme:
         """See the contract."""
         rules.compile_programme(request.programme)
-        caller, now = CALLER.get().subject, self._clock.now()
-        payload = payload_hash(_POINTS + "PutProgramme", request)
 
-        async def work() -> pb.Programme:
-            async with self._database.begin() as connection:
-                first = await store.REQUESTS.find(connection, caller, request.request_id, payload)
-                if first is not None:
-                    return pb.Programme.FromString(first)
-                programme = await self._next(connection, request.programme, now)
-                if not request.validate_only:
-                    body = programme.SerializeToString()
-                    await store.add_programme(
-                        connection,
-                        version=programme.version,
-                        effective_time=instant(programme.effective_time),
-                        create_time=now,
-                        author=caller,
-                        body=body,
-                    )
-                    await store.REQUESTS.keep(
-                        connection, caller, request.request_id, payload, answer=body, at=wall()
-                    )
-                return programme
+        async def work(connection: Connection, now: datetime) -> pb.Programme:
+            return await putting.put_programme(connection, now, request.programme, CALLER.get().subject)
 
-        return await shielded(work)
-
-    async def _next(self, connection: Connection, put: pb.Programme, now: datetime) -> pb.Programme:
-        effective = instant(put.effective_time) if put.HasField("effective_time") else None
-        version, effective = await service.next_programme(
-            connection, effective, put.time_zone, put.currency_code, now
+        return await self._operators.answer(
+            "PutProgramme", request, pb.Programme, work, check=request.validate_only
         )
-        programme = pb.Programme()
-        programme.CopyFrom(put)
-        programme.version = version
-        programme.effective_time.CopyFrom(timestamp(effective))
-        programme.create_time.CopyFrom(timestamp(now))
-        return programme
 
     async def GetProgramme(self, request: pb.GetProgrammeRequest, context: Context) -> pb.Programme:
         """See the contract."""
@@ -344,7 +307,7 @@ class PointsApi(PointsServiceServicer):
             row = await store.programme(connection, version) if version else None
         if row is None:
             raise ProgrammeUnknown(version=request.version)
-        return pb.Programme.FromString(row["body"])
+        return messages.programme(row)
 
     async def ListProgrammes(
         self, request: pb.ListProgrammesRequest, context: Context
@@ -355,37 +318,21 @@ class PointsApi(PointsServiceServicer):
         size = pagination.page_size(request.page_size)
         async with self._database.read() as connection:
             rows = await store.programme_page(connection, before, size + 1)
-        programmes, token = pagination.fill(
-            question, rows, size, "version", lambda row: pb.Programme.FromString(row["body"])
-        )
+        programmes, token = pagination.fill(question, rows, size, "version", messages.programme)
         return pb.ListProgrammesResponse(programmes=programmes, next_page_token=token)
 
     async def EraseMember(self, request: pb.EraseMemberRequest, context: Context) -> pb.EraseMemberResponse:
         """See the contract."""
-        payload = payload_hash(_POINTS + "EraseMember", request)
-        now = self._clock.now()
 
-        async def work() -> pb.EraseMemberResponse:
-            async with self._database.begin() as connection:
-                scope = request.member_id
-                first = await store.REQUESTS.find(connection, scope, request.request_id, payload)
-                if first is not None:
-                    return pb.EraseMemberResponse.FromString(first)
-                notes, sources, announced = await service.erase(connection, scope, now)
-                answer = pb.EraseMemberResponse(
-                    erase_time=timestamp(now), notes=notes, sources=sources, events=announced
-                )
-                await store.REQUESTS.keep(
-                    connection,
-                    scope,
-                    request.request_id,
-                    payload,
-                    answer=answer.SerializeToString(),
-                    at=wall(),
-                )
-                return answer
+        async def work(connection: Connection, now: datetime) -> pb.EraseMemberResponse:
+            notes, sources, announced = await service.erase(connection, request.member_id, now)
+            return pb.EraseMemberResponse(
+                erase_time=timestamp(now), notes=notes, sources=sources, events=announced
+            )
 
-        return await shielded(work)
+        return await self._operators.answer(
+            "EraseMember", request, pb.EraseMemberResponse, work, scope=request.member_id
+        )
 
 
 class BrandApi(OrdersServiceServicer, ActivitiesServiceServicer):
@@ -449,91 +396,3 @@ class BrandApi(OrdersServiceServicer, ActivitiesServiceServicer):
         event_id = await shielded(work)
         self._batches.wake()
         return event_id
-
-
-# --- messages to commands and back --------------------------------------------------------------------
-
-
-def _common(method: str, request: Any) -> dict[str, Any]:
-    return {
-        **by_call(method, request),
-        "occur_time": _occur_time(request) if "occur_time" in request.DESCRIPTOR.fields_by_name else None,
-        "may_backdate": CALLER.get().has(ADMIN),
-    }
-
-
-def _occur_time(request: Any) -> datetime | None:
-    return instant(request.occur_time) if request.HasField("occur_time") else None
-
-
-def _source(message: Order | Activity) -> Source:
-    return rules.read_order(message) if isinstance(message, Order) else rules.read_activity(message)
-
-
-def _earn(request: pb.EarnPointsRequest) -> Command:
-    if request.HasField("fixed"):
-        fixed = request.fixed
-        return EarnFixed(
-            **_common(EARN, request), unit=_UNITS[fixed.unit], amount=fixed.amount, reason=fixed.reason
-        )
-    source = _source(request.order if request.HasField("order") else request.activity)
-    return Earn(**_common(EARN, request), source=source)
-
-
-def _adjust(request: pb.AdjustPointsRequest) -> Command:
-    return Adjust(
-        **_common(ADJUST, request), unit=_UNITS[request.unit], amount=request.amount, reason=request.reason
-    )
-
-
-def _result(answer: Transaction | BaseException) -> pb.BatchPostResult:
-    if isinstance(answer, Transaction):
-        return pb.BatchPostResult(transaction=events.transaction(answer))
-    if not isinstance(answer, ServiceError) or isinstance(answer, Internal):
-        raise answer  # a defect is not an answer
-    error = pb.BatchPostError(
-        code=answer.kind.value, reason=answer.reason, message=answer.message, metadata=answer.metadata
-    )
-    return pb.BatchPostResult(error=error)
-
-
-def _balance(member: Member) -> pb.Balance:
-    b = member.balances
-    ends: dict[datetime, int] = {}
-    for lot in sorted(member.lots, key=lambda lot: lot.expires_at or NEVER):
-        if lot.expires_at is not None and lot.free:
-            ends[lot.expires_at] = ends.get(lot.expires_at, 0) + lot.free
-    return pb.Balance(
-        member_id=member.member_id,
-        available=b[Account.AVAILABLE],
-        pending=b[Account.PENDING],
-        held=b[Account.HELD],
-        owed=b[Account.OWED],
-        lifetime_earned=member.lifetime_earned,
-        growth=b[Account.GROWTH],
-        tier=member.tier,
-        version=member.version,
-        expiring=[
-            pb.ExpiringPoints(amount=amount, expire_time=timestamp(end))
-            for end, amount in list(ends.items())[:EXPIRING_DATES]
-        ],
-        seq=member.seq,
-        tier_until_time=None if member.tier_until is None else timestamp(member.tier_until),
-    )
-
-
-def _listed(row: Row) -> pb.Transaction:
-    return events.transaction(store.to_transaction(row))
-
-
-def _exported(row: Row) -> pb.ExportedTransaction:
-    exported = pb.ExportedTransaction(
-        transaction=events.transaction(store.to_transaction(row)),
-        reason=row["text"] or "",
-        actor=row["actor"],
-    )
-    if row["source"] is not None and row["order_id"]:
-        exported.order.ParseFromString(row["source"])
-    elif row["source"] is not None:
-        exported.activity.ParseFromString(row["source"])
-    return exported

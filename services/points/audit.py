@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
-import sqlalchemy as sa
 from loyalty.points.v1 import points_service_pb2 as pb
 from loyalty.points.v1.points_events_pb2 import PointsPosted
 
-from services.chassis.audit import READ_TIMEOUT, STEP, Findings, Report, Rows, by_member, published
-from services.chassis.clock import from_micros, wall
-from services.chassis.database import Connection, Database, Row
+from services.chassis.audit import Findings, Progress, Report, Rows, by_member, published, snapshot
+from services.chassis.database import Connection, Row
 from services.chassis.errors import ServiceError
-from services.chassis.retention import OUTBOX_KEPT
+from services.chassis.ids import made_at
+from services.chassis.statements import word
 from services.points import events, store
 from services.points import tables as t
 from services.points.domain.ledger import (
@@ -36,8 +33,6 @@ from services.points.domain.refunds import Refund, Refunded
 from services.points.domain.reversal import Past
 from services.points.rules import Programme, compile_programme
 from services.points.spending import SENT
-
-MARGIN = timedelta(days=1)  # by which an event may outlive the kept range before its absence counts
 
 CHECKS = {
     "chain": "sequence and hash chain whole, times in order",
@@ -74,26 +69,17 @@ class _Ledger:
     outbox: list[Row]
 
 
-async def audit(
-    url: str, progress: Callable[[str, int], None] | None = None, *, stream_url: str | None = None
-) -> Report:
+async def audit(url: str, progress: Progress | None = None, *, stream_url: str | None = None) -> Report:
     """Audits a points database, and with `stream_url` the stream against it.
 
     `progress` hears the number of members done. Raises DatabaseUnavailable.
     """
     hashes = await _stream_hashes(stream_url) if stream_url else None
-    database = await Database.open(url, size=2, name="audit", command_timeout=READ_TIMEOUT)
-    try:
-        async with database.snapshot() as connection:
-            audit = _Audit(await _programmes(connection), hashes)
-            done = 0
-            async for member, rows in by_member(connection, Rows(t.members), _ROWS, audit.stray):
-                audit.check(_Ledger(member, **rows))
-                done += 1
-                if progress and done % STEP == 0:
-                    progress("members", done)
-    finally:
-        await database.close()
+    async with snapshot(url) as connection:
+        audit = _Audit(await _programmes(connection), hashes)
+        members = by_member(connection, Rows(t.members), _ROWS, stray=audit.stray, progress=progress)
+        async for member, rows in members:
+            audit.check(_Ledger(member, **rows))
     return audit.report()
 
 
@@ -119,7 +105,7 @@ _ROWS = {
         t.outbox,
         [t.outbox.c.erased, t.outbox.c.subject, t.outbox.c.body],
         [t.outbox.c.position],
-        t.outbox.c.stream == sa.literal_column(f"'{events.STREAM}'"),
+        t.outbox.c.stream == word(events.STREAM),
         member="entity_key",
     ),
 }
@@ -131,7 +117,6 @@ class _Audit:
     ) -> None:
         self._programmes = programmes
         self._hashes = hashes
-        self._kept_since = wall() - OUTBOX_KEPT + MARGIN
         self._found = Findings(CHECKS if hashes is None else CHECKS | {"stream": STREAM_CHECK})
         self._totals = dict.fromkeys(
             ("members", "transactions", "earned", "redeemed", "expired", "liability"), 0
@@ -367,9 +352,9 @@ class _Audit:
         }
         for tx in transactions:
             if tx.seq not in announced:
-                made = from_micros((uuid.UUID(tx.transaction_id.removeprefix("txn_")).int >> 80) * 1000)
+                made = made_at(tx.transaction_id)
                 who = f"{tx.member_id} transaction {tx.seq}"
-                self._found.expect("outbox", made < self._kept_since, who, "has no event")
+                self._found.expect("outbox", made < self._found.kept_since, who, "has no event")
 
     def _stream(self, transactions: list[Transaction]) -> None:
         assert self._hashes is not None  # noqa: S101 - narrows the type

@@ -12,7 +12,7 @@ from loyalty.points.v1 import points_service_pb2 as pb
 from loyalty.points.v1.points_events_pb2 import PointsPosted
 
 from services.chassis.outbox import About, Event, Make, announcement, event
-from services.chassis.timestamps import timestamp
+from services.chassis.timestamps import timestamp, timestamp_of
 from services.points.domain.ledger import (
     Account,
     Balances,
@@ -151,7 +151,7 @@ def tier_changed(about: About, change: TierChange) -> Event:
         from_tier=change.before,
         to_tier=change.after,
         reason=TIER_REASONS[change.reason],
-        valid_until_time=None if change.until is None else timestamp(change.until),
+        valid_until_time=timestamp_of(change.until),
         growth=change.growth,
     )
 
@@ -190,10 +190,7 @@ def hold_refused(about: About, refused: tuple[str, int, str]) -> Event:
 def transfer_sent(about: About, sent: tuple[str, str, list[tuple[int, datetime | None]]]) -> Event:
     """Points left: the transfer, who gets them, and how much with which end."""
     transfer_id, to_member_id, parts = sent
-    points = [
-        epb.SentPoints(amount=amount, expire_time=None if end is None else timestamp(end))
-        for amount, end in parts
-    ]
+    points = [epb.SentPoints(amount=amount, expire_time=timestamp_of(end)) for amount, end in parts]
     return _event(about, epb.TransferSent, transfer_id=transfer_id, to_member_id=to_member_id, points=points)
 
 

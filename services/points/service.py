@@ -33,11 +33,8 @@ from services.points.domain import verbs
 from services.points.domain.earning import Scope
 from services.points.domain.ledger import Gain, Member, Posting, new_member
 from services.points.errors import (
-    CurrencyFixed,
-    EffectiveTimePast,
     MemberUnknown,
     NoProgramme,
-    TimeZoneFixed,
 )
 from services.points.folding import Answer, Fold
 from services.points.rules import Programme, Programmes, Source
@@ -235,29 +232,6 @@ def _fold_due(member: Member, at: datetime, programme: Programme | None) -> None
     for _moment, fallen in verbs.due(member, at, terms):
         if isinstance(fallen, Posting):
             member.apply(fallen)
-
-
-async def next_programme(
-    connection: Connection, effective: datetime | None, time_zone: str, currency_code: str, at: datetime
-) -> tuple[int, datetime]:
-    """Number and effective time of the version to be put.
-
-    Raises EffectiveTimePast, TimeZoneFixed, CurrencyFixed.
-    """
-    last = await store.lock_last_programme(connection)
-    effective = effective or at
-    if effective < at or (last is not None and effective < last["effective_time"]):
-        floor = at if last is None else max(at, last["effective_time"])
-        raise EffectiveTimePast(effective_time=effective.isoformat(), not_before=floor.isoformat())
-    if last is None:
-        return 1, effective
-    if await store.any_transaction(connection):
-        terms = Programmes().keep(last["body"]).terms
-        if terms.zone.key != time_zone:
-            raise TimeZoneFixed(time_zone=terms.zone.key)
-        if terms.currency_code != currency_code:
-            raise CurrencyFixed(currency_code=terms.currency_code)
-    return last["version"] + 1, effective
 
 
 async def erase(connection: Connection, member_id: str, at: datetime) -> tuple[int, int, int]:

@@ -20,7 +20,7 @@ from services.chassis.asked import by_event
 from services.chassis.consumer import Delivery, Outcome
 from services.chassis.ids import own_request_id
 from services.chassis.subscriptions import Readers, name_of
-from services.chassis.timestamps import instant
+from services.chassis.timestamps import instant, instant_of
 from services.points import events
 from services.points.batches import Batches
 from services.points.commands import (
@@ -98,7 +98,7 @@ def _transfer_sent(delivery: Delivery, sent: points.TransferSent) -> Command:
         **_common(delivery, sent.to_member_id, sent.transfer_id),
         transfer_id=sent.transfer_id,
         from_member_id=sent.member_id,
-        parts=tuple((_optional(part, "expire_time"), part.amount) for part in sent.points),
+        parts=tuple((instant_of(part, "expire_time"), part.amount) for part in sent.points),
     )
 
 
@@ -277,10 +277,6 @@ def _happened(kind: str, business_id: str, occur: Timestamp, attributes: Mapping
 def _happening(kind: str, business_id: str) -> str:
     """The id of such an activity; `~` keeps it apart from the brand's."""
     return f"~{kind}:{business_id}"
-
-
-def _optional(message: Any, name: str) -> datetime | None:
-    return instant(getattr(message, name)) if message.HasField(name) else None
 
 
 _READERS: Readers[Command] = {

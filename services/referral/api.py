@@ -1,13 +1,11 @@
-"""The gRPC edge: messages to commands, facts to messages, one transaction per call or gathered batch."""
+"""The gRPC edge: who may call what, and one transaction per call or gathered batch."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
-from zoneinfo import ZoneInfo
 
 import grpc
 from google.protobuf.message import Message
@@ -15,18 +13,17 @@ from loyalty.referral.v1 import referral_service_pb2 as pb
 from loyalty.referral.v1.referral_service_pb2_grpc import ReferralServiceServicer
 
 from services.chassis import pagination
-from services.chassis.asked import by_call, by_caller
+from services.chassis.asked import by_caller
 from services.chassis.auth import CALLER, Access, MemberAccess
 from services.chassis.clock import Clock, from_micros, to_micros, wall
-from services.chassis.database import Connection, Database, Row, shielded
+from services.chassis.database import Connection, Database, Row
 from services.chassis.ids import own_request_id
 from services.chassis.pagination import PageTokenInvalid
-from services.chassis.requests import payload_hash
+from services.chassis.requests import Operators, payload_hash
 from services.chassis.timestamps import instant, timestamp
 from services.referral import events, messages, putting, reviewing, rules, service, store
 from services.referral.batches import Batches
 from services.referral.commands import (
-    BindInvitee,
     Command,
     CreateInvite,
     RecordQualification,
@@ -36,9 +33,7 @@ from services.referral.commands import (
     RevokeQualification,
     WriteOffReward,
 )
-from services.referral.domain import ladder
-from services.referral.domain.campaigns import Campaign, Signal
-from services.referral.domain.profile import InviteeState, Profile, Reward, Role, Verdict
+from services.referral.domain.profile import Profile, Verdict
 from services.referral.errors import (
     CampaignUnknown,
     InviteUnknown,
@@ -46,6 +41,7 @@ from services.referral.errors import (
     ReviewUnknown,
     RewardUnknown,
 )
+from services.referral.messages import SERVICE
 from services.referral.rules import CompiledCampaign
 from services.referral.service import Lore
 
@@ -56,55 +52,45 @@ Answer = TypeVar("Answer", bound=Message)
 AskFor = Callable[..., Command]
 """Makes a command, given what all commands have."""
 
-EXPORTED = 1_000  # invitees and rewards in an export, and rewards and rungs in a member's progress
+EXPORTED = 1_000  # invitees and rewards in an export
 SHOWN = 10  # places of a leaderboard, unless asked for more
 
 READ, WRITE, ADMIN = "referral.read", "referral.write", "referral.admin"
-_REFERRAL = "/loyalty.referral.v1.ReferralService/"
 _OWN, _ACT = MemberAccess.READ, MemberAccess.ACT
 
 # Who may call what. A member token reads its own, and asks for its invite; by whom it was brought, since when
 # it is a member and what it did is told by the brand alone.
 METHODS = {
-    f"{_REFERRAL}CreateInvite": Access(WRITE, _ACT),
-    f"{_REFERRAL}GetInvite": Access(READ, _OWN),
-    f"{_REFERRAL}BindInvitee": Access(WRITE),
-    f"{_REFERRAL}RecordQualification": Access(WRITE),
-    f"{_REFERRAL}RevokeQualification": Access(WRITE),
-    f"{_REFERRAL}GetProgress": Access(READ, _OWN),
-    f"{_REFERRAL}ListInvitees": Access(READ, _OWN),
-    f"{_REFERRAL}ListRewards": Access(READ, _OWN),
-    f"{_REFERRAL}GetLeaderboard": Access(READ, _OWN),
-    f"{_REFERRAL}ListReviews": Access(ADMIN),
-    f"{_REFERRAL}ResolveReview": Access(ADMIN),
-    f"{_REFERRAL}ListOpenRewards": Access(ADMIN),
-    f"{_REFERRAL}RetryReward": Access(ADMIN),
-    f"{_REFERRAL}WriteOffReward": Access(ADMIN),
-    f"{_REFERRAL}RecordRewardPaid": Access(WRITE),
-    f"{_REFERRAL}PutCampaign": Access(ADMIN),
-    f"{_REFERRAL}GetCampaign": Access(READ),
-    f"{_REFERRAL}ListCampaigns": Access(READ),
-    f"{_REFERRAL}CloseCampaign": Access(ADMIN),
-    f"{_REFERRAL}GetBudget": Access(ADMIN),
-    f"{_REFERRAL}BlockInviter": Access(ADMIN),
-    f"{_REFERRAL}UnblockInviter": Access(ADMIN),
-    f"{_REFERRAL}ExportMember": Access(ADMIN),
-    f"{_REFERRAL}EraseMember": Access(ADMIN),
+    f"{SERVICE}CreateInvite": Access(WRITE, _ACT),
+    f"{SERVICE}GetInvite": Access(READ, _OWN),
+    f"{SERVICE}BindInvitee": Access(WRITE),
+    f"{SERVICE}RecordQualification": Access(WRITE),
+    f"{SERVICE}RevokeQualification": Access(WRITE),
+    f"{SERVICE}GetProgress": Access(READ, _OWN),
+    f"{SERVICE}ListInvitees": Access(READ, _OWN),
+    f"{SERVICE}ListRewards": Access(READ, _OWN),
+    f"{SERVICE}GetLeaderboard": Access(READ, _OWN),
+    f"{SERVICE}ListReviews": Access(ADMIN),
+    f"{SERVICE}ResolveReview": Access(ADMIN),
+    f"{SERVICE}ListOpenRewards": Access(ADMIN),
+    f"{SERVICE}RetryReward": Access(ADMIN),
+    f"{SERVICE}WriteOffReward": Access(ADMIN),
+    f"{SERVICE}RecordRewardPaid": Access(WRITE),
+    f"{SERVICE}PutCampaign": Access(ADMIN),
+    f"{SERVICE}GetCampaign": Access(READ),
+    f"{SERVICE}ListCampaigns": Access(READ),
+    f"{SERVICE}CloseCampaign": Access(ADMIN),
+    f"{SERVICE}GetBudget": Access(ADMIN),
+    f"{SERVICE}BlockInviter": Access(ADMIN),
+    f"{SERVICE}UnblockInviter": Access(ADMIN),
+    f"{SERVICE}ExportMember": Access(ADMIN),
+    f"{SERVICE}EraseMember": Access(ADMIN),
 }
 
-_SIGNALS = (Signal.DEVICE, Signal.IP_PREFIX, Signal.PAYMENT_ACCOUNT, Signal.ADDRESS)
 _KINDS = {number: kind for kind, number in events.KINDS.items()}
 _REASONS = {number: reason for reason, number in events.REVOKE_REASONS.items()}
 _REWARD_STATUSES = {number: status for status, number in messages.REWARD_STATUSES.items()}
 _VERDICTS = {number: verdict for verdict, number in messages.VERDICTS.items()}
-
-
-class _Checked(Exception):
-    """What was only to be checked is done, and taken back; carries what it would have been answered with."""
-
-    def __init__(self, answer: Any) -> None:
-        super().__init__()
-        self.answer = answer
 
 
 class ReferralApi(ReferralServiceServicer):
@@ -115,6 +101,7 @@ class ReferralApi(ReferralServiceServicer):
         self._clock = clock
         self._lore = lore
         self._batches = batches
+        self._operators = Operators(database, clock, store.REQUESTS, SERVICE, batches.wake)
 
     # --- inviting -------------------------------------------------------------------------------------
 
@@ -123,7 +110,7 @@ class ReferralApi(ReferralServiceServicer):
         return await self._write(
             pb.Invite,
             CreateInvite(
-                **_common("CreateInvite", request),
+                **messages.asked("CreateInvite", request),
                 campaign_id=request.campaign_id,
                 display_name=request.display_name,
             ),
@@ -140,7 +127,7 @@ class ReferralApi(ReferralServiceServicer):
 
     async def BindInvitee(self, request: pb.BindInviteeRequest, context: Context) -> pb.BindInviteeResponse:
         """See the contract."""
-        return await self._write(pb.BindInviteeResponse, _bind(request))
+        return await self._write(pb.BindInviteeResponse, messages.binding(request))
 
     # --- what members do ------------------------------------------------------------------------------
 
@@ -151,14 +138,14 @@ class ReferralApi(ReferralServiceServicer):
         return await self._write(
             pb.RecordQualificationResponse,
             RecordQualification(
-                **_common("RecordQualification", request),
+                **messages.asked("RecordQualification", request),
                 campaign_id=request.campaign_id,
                 kind=_KINDS[request.kind],
                 reference_id=request.reference_id,
                 amount_minor=request.amount_minor,
                 currency_code=request.currency_code,
                 occur_time=instant(request.occur_time),
-                attributes=_attributes(request.details),
+                attributes=messages.fact_attributes(request.details),
             ),
         )
 
@@ -169,7 +156,7 @@ class ReferralApi(ReferralServiceServicer):
         return await self._write(
             pb.RevokeQualificationResponse,
             RevokeQualification(
-                **_common("RevokeQualification", request),
+                **messages.asked("RevokeQualification", request),
                 campaign_id=request.campaign_id,
                 reference_id=request.reference_id,
                 reason=_REASONS[request.reason],
@@ -186,9 +173,7 @@ class ReferralApi(ReferralServiceServicer):
             compiled = await self._campaign(connection, request.campaign_id)
             found = await store.inviter(connection, member_id, request.campaign_id)
         profile = found or Profile(member_id)
-        progress = _progress(profile, compiled.campaign, self._lore.terms.zone)
-        progress.rewards.extend(_seen(messages.reward(member_id, one)) for one in _own_rewards(profile))
-        return progress
+        return messages.progress(profile, compiled.campaign, self._lore.terms.zone)
 
     async def ListInvitees(
         self, request: pb.ListInviteesRequest, context: Context
@@ -211,7 +196,7 @@ class ReferralApi(ReferralServiceServicer):
             rows,
             size,
             "attribution_id",
-            lambda row: _seen(messages.invitee(store.to_invitee(row))),
+            lambda row: messages.seen(messages.invitee(store.to_invitee(row))),
         )
         return pb.ListInviteesResponse(invitees=invitees, next_page_token=token)
 
@@ -230,7 +215,9 @@ class ReferralApi(ReferralServiceServicer):
                 after=after,
                 most=size + 1,
             )
-        rewards, token = pagination.fill(question, rows, size, "reward_id", lambda row: _seen(_reward(row)))
+        rewards, token = pagination.fill(
+            question, rows, size, "reward_id", lambda row: messages.seen(_reward(row))
+        )
         return pb.ListRewardsResponse(rewards=rewards, next_page_token=token)
 
     async def GetLeaderboard(self, request: pb.GetLeaderboardRequest, context: Context) -> pb.Leaderboard:
@@ -244,7 +231,7 @@ class ReferralApi(ReferralServiceServicer):
             entries=map(messages.place, places), final=compiled.campaign.close_time <= self._clock.now()
         )
         for entry in answer.entries:
-            _seen(entry)
+            messages.seen(entry)
         if member_id:
             answer.own.CopyFrom(messages.place(own) if own else pb.LeaderboardEntry(member_id=member_id))
         return answer
@@ -337,7 +324,9 @@ class ReferralApi(ReferralServiceServicer):
                 connection, now, put, message=request.campaign, author=CALLER.get().subject
             )
 
-        return await self._administer("PutCampaign", request, pb.Campaign, work, check=request.validate_only)
+        return await self._operators.answer(
+            "PutCampaign", request, pb.Campaign, work, check=request.validate_only
+        )
 
     async def GetCampaign(self, request: pb.GetCampaignRequest, context: Context) -> pb.Campaign:
         """See the contract."""
@@ -345,7 +334,7 @@ class ReferralApi(ReferralServiceServicer):
             row = await store.campaign(connection, request.campaign_id, request.version or None)
         if row is None:
             raise CampaignUnknown(campaign_id=request.campaign_id)
-        return _shown_campaign(row)
+        return messages.campaign(row)
 
     async def ListCampaigns(
         self, request: pb.ListCampaignsRequest, context: Context
@@ -357,7 +346,7 @@ class ReferralApi(ReferralServiceServicer):
         open_at = None if request.include_closed else self._clock.now()
         async with self._database.read() as connection:
             rows = await store.campaign_page(connection, open_at, after, size + 1)
-        campaigns, token = pagination.fill(question, rows, size, "campaign_id", _shown_campaign)
+        campaigns, token = pagination.fill(question, rows, size, "campaign_id", messages.campaign)
         return pb.ListCampaignsResponse(campaigns=campaigns, next_page_token=token)
 
     async def CloseCampaign(self, request: pb.CloseCampaignRequest, context: Context) -> pb.Campaign:
@@ -368,7 +357,7 @@ class ReferralApi(ReferralServiceServicer):
                 connection, now, campaign_id=request.campaign_id, author=CALLER.get().subject
             )
 
-        return await self._administer("CloseCampaign", request, pb.Campaign, work)
+        return await self._operators.answer("CloseCampaign", request, pb.Campaign, work)
 
     async def GetBudget(self, request: pb.GetBudgetRequest, context: Context) -> pb.Budget:
         """See the contract."""
@@ -400,7 +389,7 @@ class ReferralApi(ReferralServiceServicer):
             )
             return messages.block(blocked)
 
-        return await self._administer("BlockInviter", request, pb.Block, work)
+        return await self._operators.answer("BlockInviter", request, pb.Block, work)
 
     async def UnblockInviter(
         self, request: pb.UnblockInviterRequest, context: Context
@@ -412,7 +401,7 @@ class ReferralApi(ReferralServiceServicer):
             left = await store.blocks_of(connection, request.member_id)
             return pb.UnblockInviterResponse(blocks=map(messages.block, left))
 
-        return await self._administer("UnblockInviter", request, pb.UnblockInviterResponse, work)
+        return await self._operators.answer("UnblockInviter", request, pb.UnblockInviterResponse, work)
 
     async def _campaign(self, connection: Connection, campaign_id: str) -> CompiledCampaign:
         """The latest version of a campaign. Raises CampaignUnknown."""
@@ -481,7 +470,7 @@ class ReferralApi(ReferralServiceServicer):
                 events=erased.events,
             )
 
-        return await self._administer(
+        return await self._operators.answer(
             "EraseMember", request, pb.EraseMemberResponse, work, scope=request.member_id
         )
 
@@ -503,7 +492,7 @@ class ReferralApi(ReferralServiceServicer):
 
         The first answer is the member's, and is erased with it: for the operator is only kept what was asked.
         """
-        payload, caller = payload_hash(_REFERRAL + method, request), CALLER.get().subject
+        payload, caller = payload_hash(SERVICE + method, request), CALLER.get().subject
         async with self._database.begin() as connection:
             known = await store.REQUESTS.find(connection, caller, request.request_id, payload)
             member_id, ask = await asked(connection)
@@ -519,81 +508,8 @@ class ReferralApi(ReferralServiceServicer):
                     )
         return answer
 
-    async def _administer(
-        self,
-        method: str,
-        request: Any,
-        kind: type[Answer],
-        work: Callable[[Connection, datetime], Awaitable[Answer]],
-        *,
-        scope: str = "",
-        check: bool = False,
-    ) -> Answer:
-        """The first answer to a request of the caller, or of what `scope` names; `check` takes all back."""
-        payload, scope = payload_hash(_REFERRAL + method, request), scope or CALLER.get().subject
 
-        async def once() -> Answer:
-            async with self._database.begin() as connection:
-                first = await store.REQUESTS.find(connection, scope, request.request_id, payload)
-                if first is not None:
-                    return kind.FromString(first)
-                answer = await work(connection, self._clock.now())
-                if check:
-                    raise _Checked(answer)
-                body = answer.SerializeToString(deterministic=True)
-                await store.REQUESTS.keep(
-                    connection, scope, request.request_id, payload, answer=body, at=wall()
-                )
-            self._batches.wake()
-            return answer
-
-        try:
-            return await shielded(once)
-        except _Checked as checked:
-            answer: Answer = checked.answer
-            return answer
-
-
-# --- messages to commands -----------------------------------------------------------------------------
-
-
-def _common(method: str, request: Any) -> dict[str, Any]:
-    return by_call(_REFERRAL + method, request)
-
-
-def _bind(request: pb.BindInviteeRequest) -> BindInvitee:
-    """The payload's hash has no signals: a repeat's are others, and a hash can be guessed."""
-    hashed = pb.BindInviteeRequest()
-    hashed.CopyFrom(request)
-    hashed.ClearField("signals")
-    common = _common("BindInvitee", hashed)
-    told = {signal: getattr(request.signals, signal.lower()) for signal in _SIGNALS}
-    return BindInvitee(
-        **common,
-        campaign_id=request.campaign_id,
-        code=request.code,
-        signals={signal: value for signal, value in told.items() if value},
-        member_since=instant(request.member_since) if request.HasField("member_since") else None,
-        # A token of the brand speaks for all its members: what one of them tries must not lock others out.
-        caller=f"{common['actor']} {request.member_id}",
-    )
-
-
-def _attributes(details: pb.FactDetails) -> Mapping[str, str]:
-    """What `when` reads, as far as it is told."""
-    return {field.name: "true" if value is True else str(value) for field, value in details.ListFields()}
-
-
-# --- facts to messages --------------------------------------------------------------------------------
-
-
-def _seen(shown: Any) -> Any:
-    """What the caller may see: who holds a member token, no other members' ids."""
-    own = CALLER.get().member_id
-    for name in ("member_id", "inviter_member_id", "receiver_member_id") if own is not None else ():
-        if name in shown.DESCRIPTOR.fields_by_name and getattr(shown, name) != own:
-            shown.ClearField(name)
-    return shown
+# --- pages of rewards ---------------------------------------------------------------------------------
 
 
 def _reward(row: Row) -> pb.Reward:
@@ -610,32 +526,3 @@ def _granted(name: str) -> tuple[datetime, str]:
         return from_micros(int(at)), reward_id
     except (ValueError, OverflowError):
         raise PageTokenInvalid from None
-
-
-def _shown_campaign(row: Row) -> pb.Campaign:
-    return pb.Campaign.FromString(row["body"])
-
-
-def _own_rewards(profile: Profile) -> list[Reward]:
-    """What a member gets for its own rungs, newest first."""
-    own = (reward for reward in profile.rewards.values() if reward.role is Role.INVITER)
-    return sorted(own, key=lambda reward: (reward.reach_time, reward.reward_id), reverse=True)[:EXPORTED]
-
-
-def _progress(profile: Profile, campaign: Campaign, zone: ZoneInfo) -> pb.Progress:
-    """Where a member stands on a ladder, but for the rewards."""
-    invitees = profile.invitees.values()
-    counted = ladder.lines(invitees, campaign, zone)
-    states = Counter(one.state for one in invitees if one.depth == 1)
-    ahead = ladder.ahead(campaign, 1, len(counted[1]), profile.rungs)
-    steps = sorted(profile.rungs.values(), key=lambda rung: (rung.step_id, rung.round))
-    return pb.Progress(
-        member_id=profile.member_id,
-        campaign_id=campaign.campaign_id,
-        qualified=len(counted[1]),
-        pending=states[InviteeState.BOUND],
-        rejected=states[InviteeState.REVOKED] + states[InviteeState.DROPPED],
-        qualified_second=len(counted.get(2, ())),
-        steps=map(messages.reached, steps[-EXPORTED:]),
-        next=pb.NextStep(step_id=ahead.step_id, missing=ahead.missing) if ahead else None,
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -59,19 +58,10 @@ class Fold:
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._seen = scene.seen
-        # Records are never changed: what was there is kept by the dictionaries that held it.
-        before = replace(
-            scene.seen,
-            profiles=dict(scene.seen.profiles),
-            pairs=set(scene.seen.pairs),
-            reviews=dict(scene.seen.reviews),
-            tries=dict(scene.seen.tries),
-            budgets=dict(scene.seen.budgets),
-        )
         self._moved: dict[tuple[str, str], list[Invitee]] = {}  # by inviter and campaign
         self._told_by: dict[tuple[str, str], Command] = {}  # the last that moved some there
         self.announcements: list[outbox.Event] = []
-        self.changes = Changes(before, scene.seen)
+        self.changes = Changes(scene.seen.copy(), scene.seen)
 
     def answer(self, command: Command) -> Answer:
         """Folds one command over the state."""

@@ -1,22 +1,39 @@
-"""How what is kept reads in the contract: the resources that calls are answered with."""
+"""Messages of the contract: requests as commands, and what is kept as calls are answered with it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import datetime
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+from zoneinfo import ZoneInfo
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from loyalty.referral.v1 import referral_service_pb2 as pb
 from loyalty.referral.v1.referral_events_pb2 import QUALIFICATION_KIND_UNSPECIFIED
 
-from services.chassis.timestamps import timestamp
+from services.chassis.asked import by_call
+from services.chassis.auth import CALLER
+from services.chassis.database import Row
+from services.chassis.timestamps import instant_of, timestamp, timestamp_of
 from services.referral import events, store
-from services.referral.domain import profile
+from services.referral.commands import BindInvitee
+from services.referral.domain import ladder, profile
 from services.referral.domain.campaigns import Campaign, Signal
-from services.referral.domain.profile import AttributionStatus, InviteeState, RewardStatus, Rung, Verdict
+from services.referral.domain.profile import (
+    AttributionStatus,
+    InviteeState,
+    Profile,
+    RewardStatus,
+    Role,
+    Rung,
+    Verdict,
+)
+
+SERVICE = "/loyalty.referral.v1.ReferralService/"
+"""What the path of a method begins with."""
+
+SHOWN = 1_000  # rewards and rungs in a member's progress
 
 STATUSES = {one: pb.AttributionStatus.Value(f"ATTRIBUTION_STATUS_{one}") for one in AttributionStatus}
-
 STATES = {state: pb.InviteeState.Value(f"INVITEE_STATE_{state}") for state in InviteeState}
 REWARD_STATUSES = {status: pb.RewardStatus.Value(f"REWARD_STATUS_{status}") for status in RewardStatus}
 SIGNALS = {signal: pb.Signal.Value(f"SIGNAL_{signal}") for signal in Signal}
@@ -25,10 +42,55 @@ VERDICTS = {
     Verdict.PASS: pb.REVIEW_STATUS_PASSED,
     Verdict.REJECT: pb.REVIEW_STATUS_REJECTED,
 }
+_TOLD = (Signal.DEVICE, Signal.IP_PREFIX, Signal.PAYMENT_ACCOUNT, Signal.ADDRESS)
 
 
-def _optional(at: datetime | None) -> Timestamp | None:
-    return None if at is None else timestamp(at)
+# --- requests as commands -----------------------------------------------------------------------------
+
+
+def asked(method: str, request: Any) -> dict[str, Any]:
+    """What every command has, by the request."""
+    return by_call(SERVICE + method, request)
+
+
+def binding(request: pb.BindInviteeRequest) -> BindInvitee:
+    """The payload's hash has no signals: a repeat's are others, and a hash can be guessed."""
+    hashed = pb.BindInviteeRequest()
+    hashed.CopyFrom(request)
+    hashed.ClearField("signals")
+    common = asked("BindInvitee", hashed)
+    told = {signal: getattr(request.signals, signal.lower()) for signal in _TOLD}
+    return BindInvitee(
+        **common,
+        campaign_id=request.campaign_id,
+        code=request.code,
+        signals={signal: value for signal, value in told.items() if value},
+        member_since=instant_of(request, "member_since"),
+        # A token of the brand speaks for all its members: what one of them tries must not lock others out.
+        caller=f"{common['actor']} {request.member_id}",
+    )
+
+
+def fact_attributes(details: pb.FactDetails) -> Mapping[str, str]:
+    """What `when` reads, as far as it is told."""
+    return {field.name: "true" if value is True else str(value) for field, value in details.ListFields()}
+
+
+# --- what is kept, as messages ------------------------------------------------------------------------
+
+
+def seen(shown: Any) -> Any:
+    """What the caller may see: who holds a member token, no other members' ids."""
+    own = CALLER.get().member_id
+    for name in ("member_id", "inviter_member_id", "receiver_member_id") if own is not None else ():
+        if name in shown.DESCRIPTOR.fields_by_name and getattr(shown, name) != own:
+            shown.ClearField(name)
+    return shown
+
+
+def campaign(row: Row) -> pb.Campaign:
+    """A version of a campaign, as it was put."""
+    return pb.Campaign.FromString(row["body"])
 
 
 def invite(member_id: str, kept: profile.Invite, campaign: Campaign) -> pb.Invite:
@@ -61,7 +123,7 @@ def attribution(member_id: str, kept: profile.Attribution) -> pb.Attribution:
         reference_id=kept.reference_id,
         amount_minor=kept.amount_minor,
         currency_code=kept.currency_code,
-        qualify_time=_optional(kept.qualify_time),
+        qualify_time=timestamp_of(kept.qualify_time),
         version=kept.version,
     )
 
@@ -81,9 +143,9 @@ def invitee(kept: profile.Invitee) -> pb.Invitee:
         member_id=kept.member_id,
         depth=kept.depth,
         state=STATES[kept.state],
-        bind_time=_optional(kept.bind_time),
+        bind_time=timestamp_of(kept.bind_time),
         kind=events.KINDS[kept.kind] if kept.kind else QUALIFICATION_KIND_UNSPECIFIED,
-        qualify_time=_optional(kept.qualify_time),
+        qualify_time=timestamp_of(kept.qualify_time),
     )
 
 
@@ -116,14 +178,40 @@ def reward(inviter_id: str, kept: profile.Reward) -> pb.Reward:
         status=REWARD_STATUSES[kept.status],
         reach_time=timestamp(kept.reach_time),
         grant_after_time=timestamp(kept.grant_after),
-        grant_time=_optional(kept.grant_time),
-        fulfil_by_time=_optional(kept.fulfil_by),
+        grant_time=timestamp_of(kept.grant_time),
+        fulfil_by_time=timestamp_of(kept.fulfil_by),
         overdue=kept.overdue,
-        end_time=_optional(kept.end_time),
+        end_time=timestamp_of(kept.end_time),
         reference_id=kept.reference_id,
         reason=kept.reason,
         version=kept.version,
     )
+
+
+def progress(kept: Profile, campaign: Campaign, zone: ZoneInfo) -> pb.Progress:
+    """Where a member stands on a ladder, as the caller may see it."""
+    invitees = kept.invitees.values()
+    counted = ladder.lines(invitees, campaign, zone)
+    states = Counter(one.state for one in invitees if one.depth == 1)
+    ahead = ladder.ahead(campaign, 1, len(counted[1]), kept.rungs)
+    steps = sorted(kept.rungs.values(), key=lambda rung: (rung.step_id, rung.round))
+    return pb.Progress(
+        member_id=kept.member_id,
+        campaign_id=campaign.campaign_id,
+        qualified=len(counted[1]),
+        pending=states[InviteeState.BOUND],
+        rejected=states[InviteeState.REVOKED] + states[InviteeState.DROPPED],
+        qualified_second=len(counted.get(2, ())),
+        steps=map(reached, steps[-SHOWN:]),
+        next=pb.NextStep(step_id=ahead.step_id, missing=ahead.missing) if ahead else None,
+        rewards=[seen(reward(kept.member_id, one)) for one in _own_rewards(kept)],
+    )
+
+
+def _own_rewards(kept: Profile) -> list[profile.Reward]:
+    """What a member gets for its own rungs, newest first."""
+    own = (reward for reward in kept.rewards.values() if reward.role is Role.INVITER)
+    return sorted(own, key=lambda reward: (reward.reach_time, reward.reward_id), reverse=True)[:SHOWN]
 
 
 def review(kept: store.Review) -> pb.Review:
@@ -138,7 +226,7 @@ def review(kept: store.Review) -> pb.Review:
         signals=[SIGNALS[Signal(name)] for name in kept.signals],
         status=VERDICTS[kept.verdict],
         create_time=timestamp(kept.create_time),
-        resolve_time=_optional(kept.resolve_time),
+        resolve_time=timestamp_of(kept.resolve_time),
         resolved_by=kept.resolved_by,
         note=kept.note,
     )
@@ -173,11 +261,11 @@ def fact(kept: profile.Fact) -> pb.ExportedFact:
     return pb.ExportedFact(
         kind=events.KINDS[kept.kind],
         reference_id=kept.reference_id,
-        occur_time=_optional(kept.occur_time),
+        occur_time=timestamp_of(kept.occur_time),
         amount_minor=kept.amount_minor,
         currency_code=kept.currency_code,
         attributes=kept.attributes,
-        revoke_time=_optional(kept.revoke_time),
+        revoke_time=timestamp_of(kept.revoke_time),
     )
 
 

@@ -27,8 +27,8 @@ from tests.support import Cards, fresh
 # --- the database, as one number ----------------------------------------------------------------------
 
 
-def fingerprint(cards: Cards) -> str:
-    """A hash over all rows of all tables, once every event is sent."""
+def fingerprint(cards: Cards) -> dict[str, str]:
+    """A hash over all rows of each table, once every event is sent."""
     return database.fingerprint(cards.house, "cards", "sent_at IS NULL")
 
 

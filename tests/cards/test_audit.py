@@ -17,7 +17,7 @@ from loyalty.orders.v1.orders_pb2 import OrderRefunded as BrandRefunded
 from loyalty.orders.v1.orders_pb2 import Refund
 
 from services.cards import codes, events, store, tables
-from services.cards.audit import CHECKS, STREAM_CHECK, audit
+from services.cards.audit import CHECKS, audit
 from services.cards.commands import (
     ActivateGift,
     ClawBack,
@@ -39,7 +39,7 @@ from services.cards.commands import (
     Settle,
 )
 from services.chassis import streams
-from services.chassis.audit import Report
+from services.chassis.audit import STREAM_CHECK, Report
 from services.chassis.clock import wall
 from services.chassis.database import Database
 from services.chassis.jobs import Jobs
@@ -326,7 +326,7 @@ async def test_what_was_erased_is_no_fault(books: Books) -> None:
 
 
 async def test_what_is_kept_no_longer_is_no_fault(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.cards.audit.wall", lambda: wall() + OUTBOX_KEPT)
+    monkeypatch.setattr("services.chassis.audit.wall", lambda: wall() + OUTBOX_KEPT)
     report = await _with_fault(books, "DELETE FROM outbox WHERE position % 2 = 0")
     assert report.clean, report.lines
 

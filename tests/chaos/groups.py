@@ -61,7 +61,17 @@ LUNCH = {
     "claim_minutes": 120,
     "benefit_code": "LUNCH",
 }
-KING = a_scheme(scheme_id="king", capacity=5, headroom=2, margin_m=100, calendar=[LUNCH], welcome="{group}")
+# It is for nobody who does not name it: some bad input is for a seat in whatever scheme there is, for
+# somebody anywhere, and the nearest site, however far, is that of a journal.
+KING = a_scheme(
+    scheme_id="king",
+    audience=[{"name": "nobody", "expression": "false"}],
+    capacity=5,
+    headroom=2,
+    margin_m=100,
+    calendar=[LUNCH],
+    welcome="{group}",
+)
 SALE = partial(a_scheme, "FLASH", capacity=4, headroom=1)
 FANS = a_scheme("INVITE", scheme_id="fans", capacity=SEATS + 2, headroom=2)
 TEA = a_scheme(

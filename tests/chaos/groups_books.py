@@ -300,7 +300,8 @@ class Ground:
 def check_counts(groups: Rows, members: Rows, register: Register, mine: set[str]) -> None:
     """Each group has the members that it counts, none of them a stranger, and none beyond its room by us."""
     found = Counter(row["group_id"] for row in members)
-    assert {row["member_id"] for row in members} <= mine
+    strangers = [dict(row) for row in members if row["member_id"] not in mine]
+    assert not strangers, strangers
     for row in groups:
         name = row["group_id"]
         assert row["seats_taken"] + row["overbooked"] == found[name] == register.count[name], name

@@ -15,7 +15,9 @@ from tests.chaos.groups import GroupsJournal
 from tests.chaos.levers import kill, sql, start
 from tests.chaos.listener import TIMEOUT
 from tests.conftest import NOON, OpenHouse
+from tests.contract import breaks_the_contract, mutations, send
 from tests.groups.conftest import sound
+from tests.support import Groups
 
 LOAD = 240  # commands
 BEFORE = 80  # acknowledged commands after which the fault strikes
@@ -67,4 +69,19 @@ async def test_the_journal_of_groups_notices_what_is_not_as_it_was_told(house: H
         with pytest.raises(AssertionError):
             await journal.verify()
         await sql(house, f"UPDATE {table} SET {undone} {mine}", journal.members, service="groups")  # noqa: S608
+    await journal.verify()
+
+
+async def test_bad_inputs_bring_nobody_into_the_groups_of_a_journal(house: House) -> None:
+    """What makes a request bad may leave it sound: without its scheme it is for a seat in any."""
+    journal = GroupsJournal(house, seed=53, members=4)
+    await journal.run(LOAD // 4)
+    with Groups(house) as caller:
+        for method, make in groups.PART.good:
+            changed = []
+            for _, change in mutations(make(caller)):
+                change(request := make(caller))
+                changed.append(request)
+            allowed = [request for request in changed if not breaks_the_contract(request)]
+            await asyncio.to_thread(send, caller, method, allowed)
     await journal.verify()

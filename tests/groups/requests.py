@@ -18,8 +18,8 @@ from tests.support import Groups, fresh
 # --- the database, as one number ----------------------------------------------------------------------
 
 
-def fingerprint(groups: Groups) -> str:
-    """A hash over all rows of all tables, once every event is sent and what follows by itself is done."""
+def fingerprint(groups: Groups) -> dict[str, str]:
+    """A hash over all rows of each table, once every event is sent and what follows by itself is done."""
     waits = "EXISTS (SELECT FROM groups WHERE leaving)"
     evaluated = "EXISTS (SELECT FROM evaluations WHERE end_time IS NULL)"
     return database.fingerprint(groups.house, "groups", f"sent_at IS NULL OR {waits} OR {evaluated}")

@@ -498,7 +498,23 @@ async def test_a_reward_that_is_taken_back_is_a_seat_no_more_or_never_becomes_on
             await town.do(kind, member, reward_id="r", request_id=name, **fields, **by_event(member))
         assert (await town.profile(member)).active(king) is None
         last = (await town.told(member))[-1]
-        assert last == ("MemberLeft" if order[0] is GrantReward else "FulfilmentRefused")
+        assert last == ("SeatLapsed" if order[0] is GrantReward else "FulfilmentRefused")
+        lapses = {lapsed.reason for lapsed in await town.heard(member, epb.SeatLapsed)}
+        assert lapses <= {epb.SEAT_LAPSE_REASON_REWARD_TAKEN_BACK}
+
+
+async def test_who_came_by_a_reward_that_is_taken_back_is_removed(town: Town) -> None:
+    king, member = await named(town, default_site_id="south"), fresh("member")
+    await town.do(GrantReward, member, scheme_id=king, reward_id="r", request_id="~r", **by_event(member))
+    group_id = (await town.membership(member, king)).group_id
+    await town.join(member, group_id)
+    back = assigning.claw_back_name("r")
+    await town.do(ClawBack, member, reward_id="r", request_id=back, **by_event(member))
+    ended = await town.membership(member, king)
+    assert (ended.status, ended.ending) == (MembershipStatus.REMOVED, Ending.REMOVED)
+    (left,) = await town.heard(member, epb.MemberLeft)
+    assert left.reason == epb.MEMBER_LEAVE_REASON_REMOVED
+    assert (await town.group(group_id)).members == 0
 
 
 # --- asked again --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pytest
 from loyalty.points.v1 import points_events_pb2 as points
 
 from services.chassis import streams
-from services.chassis.audit import Report
+from services.chassis.audit import STREAM_CHECK, Report
 from services.chassis.clock import wall
 from services.chassis.database import Database
 from services.chassis.jobs import Jobs
@@ -23,7 +23,7 @@ from services.chassis.relay import Relay
 from services.chassis.retention import OUTBOX_KEPT
 from services.cli.servers import Nats, Postgres
 from services.groups import events, store, tables
-from services.groups.audit import CHECKS, STREAM_CHECK, audit
+from services.groups.audit import CHECKS, audit
 from services.groups.commands import RefundTold
 from tests.groups.clockwork import Clockwork
 from tests.groups.test_calendar_sweep import LUNCH
@@ -247,7 +247,7 @@ async def test_members_who_were_not_looked_at_yet_are_no_fault(books: Books) -> 
 
 
 async def test_what_is_kept_no_longer_is_no_fault(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.groups.audit.wall", lambda: wall() + OUTBOX_KEPT)
+    monkeypatch.setattr("services.chassis.audit.wall", lambda: wall() + OUTBOX_KEPT)
     report = await _with_fault(books, "DELETE FROM outbox WHERE position % 2 = 0")
     assert report.clean, report.lines
 

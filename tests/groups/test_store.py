@@ -555,6 +555,22 @@ async def test_all_members_are_walked_in_the_order_of_their_keys(database: Datab
     assert [name for _, name in walked if name in members] == members
 
 
+async def test_what_is_kept_of_nobody_stops_no_walk_over_all_members(database: Database) -> None:
+    members = sorted((fresh("member") for _ in range(3)), key=lambda name: (bucket(name), name))
+    first, nobody, _ = members
+    tag = Tag(key="vip", value="yes", source="crm", set_time=NOON)
+    order = KeptOrder(order_id="one", store_id="site", paid_time=NOON, amount_minor=5)
+    of_each: dict[str, Any] = {"version": 1, "known": True, "tags": {"vip": tag}, "orders": {"one": order}}
+    kept = {name: with_stays(name, a_seat("scheme"), **of_each) for name in members}
+    await keep(database, *kept.values())
+    async with database.begin() as connection:
+        await connection.fetch("DELETE FROM members WHERE member_id = $1", nobody)
+    async with database.snapshot() as connection:
+        page = await store.profile_page(connection, (bucket(first), first[:-1]), 1_000)
+    assert {name: page.get(name) for name in members} == kept | {nobody: None}
+    await see(database, Wanted(NOON, {nobody}))  # is made again: other tests walk here too
+
+
 # --- what is due --------------------------------------------------------------------------------------
 
 LONG_AGO = datetime(1990, 1, 1, tzinfo=UTC)  # before whatever other tests have there

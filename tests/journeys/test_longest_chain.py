@@ -284,7 +284,7 @@ def test_an_order_given_back_in_time_takes_everything_back_and_what_was_spent_is
         balance = points.balance(inviter)
         assert (balance.available, balance.owed) == (0, 600)
         eventually(lambda: len(told(house, "cards", inviter, of_cards.CardRefunded)) == 1)
-        eventually(lambda: len(told(house, "groups", first, of_groups.MemberLeft)) == 1)
+        eventually(lambda: len(told(house, "groups", first, of_groups.SeatLapsed)) == 1)
         rewards = calls.rewards(referral, inviter)
         assert {one.status for one in rewards} == {pb.REWARD_STATUS_CLAWED_BACK}
         assert calls.progress(referral, campaign, inviter).qualified == 0

@@ -26,8 +26,8 @@ BUSY = (
 )
 
 
-def fingerprint(points: Points) -> str:
-    """A hash over all rows of all tables, once the house is quiet."""
+def fingerprint(points: Points) -> dict[str, str]:
+    """A hash over all rows of each table, once the house is quiet."""
     return database.fingerprint(points.house, "points", BUSY)
 
 

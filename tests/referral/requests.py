@@ -17,8 +17,8 @@ from tests.support import Referral, fresh
 # --- the database, as one number ----------------------------------------------------------------------
 
 
-def fingerprint(referral: Referral) -> str:
-    """A hash over all rows of all tables, once every event is sent, and ours have come to the inviters."""
+def fingerprint(referral: Referral) -> dict[str, str]:
+    """A hash over all rows of each table, once every event is sent, and ours have come to the inviters."""
     heard = "EXISTS (SELECT FROM inbox i WHERE i.event_id = o.event_id)"
     unheard = f"o.subject LIKE '%.Invitee%' AND NOT {heard}"
     granting = "EXISTS (SELECT FROM rewards WHERE status = 'PENDING' AND grant_after = reach_time)"

@@ -19,7 +19,7 @@ from loyalty.points.v1 import points_events_pb2 as points
 from loyalty.referral.v1 import referral_events_pb2 as epb
 
 from services.chassis import streams
-from services.chassis.audit import Report
+from services.chassis.audit import STREAM_CHECK, Report
 from services.chassis.clock import wall
 from services.chassis.database import Database
 from services.chassis.jobs import Jobs
@@ -27,7 +27,7 @@ from services.chassis.relay import Relay
 from services.chassis.retention import OUTBOX_KEPT
 from services.cli.servers import Nats, Postgres
 from services.referral import events, store, tables
-from services.referral.audit import CHECKS, FULFILLED_CHECK, STREAM_CHECK, audit
+from services.referral.audit import CHECKS, FULFILLED_CHECK, audit
 from services.referral.commands import RecordRewardPaid
 from services.referral.domain.campaigns import Signal
 from tests.referral.calls import points as some_points
@@ -318,7 +318,7 @@ async def test_what_is_on_its_way_or_erased_is_no_fault(books: Books) -> None:
 
 
 async def test_what_is_kept_no_longer_is_no_fault(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.referral.audit.wall", lambda: wall() + OUTBOX_KEPT)
+    monkeypatch.setattr("services.chassis.audit.wall", lambda: wall() + OUTBOX_KEPT)
     report = await _with_fault(books, "DELETE FROM outbox WHERE position % 2 = 0")
     assert report.clean, report.lines
 

@@ -14,6 +14,7 @@ from services.cards.domain.wallet import (
 )
 from services.chassis.answers import Done, Named
 from services.chassis.inbox import InboxKey
+from services.chassis.statements import copied
 
 
 @dataclass(slots=True)
@@ -54,6 +55,10 @@ class Seen:
     payment_claims: dict[PaymentName, PaymentClaim] = field(default_factory=dict)
     gifts: dict[bytes, GiftClaim] = field(default_factory=dict)
     slots: dict[tuple[str, str, int], Slot] = field(default_factory=dict)
+
+    def copy(self) -> Seen:
+        """What it says now. Records are never changed: the collections keep them."""
+        return copied(self, "wallets", "payment_claims", "gifts", "slots")
 
 
 @dataclass(slots=True)

@@ -82,6 +82,7 @@ class LapseReason(StrEnum):
     GROUP_FULL = "GROUP_FULL"
     GROUP_CLOSED = "GROUP_CLOSED"
     THRESHOLD_LOST = "THRESHOLD_LOST"
+    REWARD_TAKEN_BACK = "REWARD_TAKEN_BACK"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

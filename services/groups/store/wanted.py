@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any
 
 from services.chassis.answers import Done, Named
 from services.chassis.inbox import InboxKey
+from services.chassis.statements import copied
 from services.groups.domain.profile import Profile
 from services.groups.domain.seats import Group, SeriesName
 
@@ -61,11 +61,8 @@ class Seen:
     """Members moved out on a local day."""
 
     def copy(self) -> Seen:
-        """What it says now. Records are never changed: the dictionaries keep them."""
-        copied: dict[str, Any] = {
-            name: dict(getattr(self, name)) for name in ("profiles", "series", "groups", "moves")
-        }
-        return replace(self, **copied)
+        """What it says now. Records are never changed: the collections keep them."""
+        return copied(self, "profiles", "series", "groups", "moves")
 
 
 @dataclass(slots=True)

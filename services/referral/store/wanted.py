@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from services.chassis.answers import Done, Named
 from services.chassis.inbox import InboxKey
+from services.chassis.statements import copied
 from services.referral.domain.profile import Attribution, Profile
 
 
@@ -115,6 +116,10 @@ class Seen:
     tries: dict[tuple[str, int], int] = field(default_factory=dict)
     budgets: dict[str, Budget] = field(default_factory=dict)
     """By campaign."""
+
+    def copy(self) -> Seen:
+        """What it says now. Records are never changed: the collections keep them."""
+        return copied(self, "profiles", "pairs", "reviews", "tries", "budgets")
 
 
 @dataclass(slots=True)

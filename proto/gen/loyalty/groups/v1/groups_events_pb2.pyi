@@ -127,6 +127,8 @@ class _SeatLapseReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SeatL
     """The group was closed or dissolved."""
     SEAT_LAPSE_REASON_THRESHOLD_LOST: _SeatLapseReason.ValueType  # 4
     """The member no longer meets the scheme's threshold."""
+    SEAT_LAPSE_REASON_REWARD_TAKEN_BACK: _SeatLapseReason.ValueType  # 5
+    """The reward that the seat was kept for was taken back."""
 
 class SeatLapseReason(_SeatLapseReason, metaclass=_SeatLapseReasonEnumTypeWrapper):
     """SeatLapseReason is why a reserved seat was given up."""
@@ -141,6 +143,8 @@ SEAT_LAPSE_REASON_GROUP_CLOSED: SeatLapseReason.ValueType  # 3
 """The group was closed or dissolved."""
 SEAT_LAPSE_REASON_THRESHOLD_LOST: SeatLapseReason.ValueType  # 4
 """The member no longer meets the scheme's threshold."""
+SEAT_LAPSE_REASON_REWARD_TAKEN_BACK: SeatLapseReason.ValueType  # 5
+"""The reward that the seat was kept for was taken back."""
 Global___SeatLapseReason: _TypeAlias = SeatLapseReason  # noqa: Y015
 
 class _GroupOpenReason:

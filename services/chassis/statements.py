@@ -102,12 +102,17 @@ class Gathered:
     """Rows of a member table within one row, each column an array over them: all is of one instant."""
 
     def __init__(self, table: sa.Table) -> None:
+        self._table = table
         self._names = [column.name for column in table.columns if column.name not in MEMBER]
         self._labels = [f"{table.name}_{name}" for name in self._names]
         self.columns = [
             sa.func.array_agg(table.c[name]).label(label)
             for name, label in zip(self._names, self._labels, strict=True)
         ]
+
+    def where(self, *which: sa.ColumnElement[bool]) -> sa.FromClause:
+        """Those of which something holds, to be joined to their member."""
+        return sa.select(*self.columns).where(*which).lateral(f"all_{self._table.name}")
 
     def rows(self, row: Row) -> list[dict[str, Any]]:
         """The rows within a row."""

@@ -63,7 +63,7 @@ def _wallets_statement() -> Statement:
     """One statement, so that all of a member is of one instant."""
     given, mine = given_members()
     s, c = t.segments.c, t.cards.c
-    cards = sa.select(*_HELD.columns).where(mine(t.cards)).lateral("held")
+    cards = _HELD.where(mine(t.cards))
     live = (
         sa.select(*_PERIODS.columns)
         .join_from(t.segments, t.cards, sa.and_(*(s[name] == c[name] for name in (*MEMBER, "card_id"))))
@@ -73,16 +73,8 @@ def _wallets_statement() -> Statement:
     )
     today = sa.bindparam("today", type_=sa.ARRAY(sa.Text))
     open_keys = sa.func.array_cat(today, live.c.segments_segment_id, type_=sa.ARRAY(sa.Text))
-    windows = (
-        sa.select(*_OPEN_WINDOWS.columns)
-        .where(mine(t.quota_windows), t.quota_windows.c.window_key == sa.any_(open_keys))
-        .lateral("windows")
-    )
-    reserved = (
-        sa.select(*_RESERVED.columns)
-        .where(mine(t.redemptions), one_of(t.redemptions.c.status, UseStatus.RESERVED))
-        .lateral("reserved")
-    )
+    windows = _OPEN_WINDOWS.where(mine(t.quota_windows), t.quota_windows.c.window_key == sa.any_(open_keys))
+    reserved = _RESERVED.where(mine(t.redemptions), one_of(t.redemptions.c.status, UseStatus.RESERVED))
     return Statement(
         sa.select(t.members, cards, live, windows, reserved)
         .join_from(given, t.members, mine(t.members))

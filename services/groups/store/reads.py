@@ -13,6 +13,7 @@ from services.chassis.ids import bucket
 from services.chassis.statements import (
     MEMBER,
     By,
+    Gathered,
     Lookup,
     given_members,
     keys,
@@ -59,20 +60,7 @@ RECENT = sa.and_(
 """That an order is a member's, and that the member's past does not hold it."""
 
 
-def _gathered(table: sa.Table, *which: sa.ColumnElement[bool]) -> sa.FromClause:
-    """Rows of a table, each column as an array over them."""
-    names = [column.name for column in table.c if column.name not in MEMBER]
-    arrays = [sa.func.array_agg(table.c[name]).label(f"{table.name}_{name}") for name in names]
-    return sa.select(*arrays).where(*which).lateral(f"all_{table.name}")
-
-
-def _scattered(row: Row, table: sa.Table) -> list[dict[str, Any]]:
-    """The rows that `_gathered` gathered."""
-    names = [column.name for column in table.c if column.name not in MEMBER]
-    arrays = [row[f"{table.name}_{name}"] for name in names]
-    if arrays[0] is None:
-        return []
-    return [dict(zip(names, values, strict=True)) for values in zip(*arrays, strict=True)]
+_MEMBERSHIPS, _TAGS, _ORDERS = map(Gathered, (t.memberships, t.tags, t.orders))
 
 
 def _profiles_statement() -> Statement:
@@ -84,8 +72,8 @@ def _profiles_statement() -> Statement:
         .where(*(later[name] == m[name] for name in (*MEMBER, "scheme_id")))
         .scalar_subquery()
     )
-    memberships = _gathered(t.memberships, mine(t.memberships), m.number == latest)
-    tags, orders = _gathered(t.tags, mine(t.tags)), _gathered(t.orders, RECENT)
+    memberships = _MEMBERSHIPS.where(mine(t.memberships), m.number == latest)
+    tags, orders = _TAGS.where(mine(t.tags)), _ORDERS.where(RECENT)
     return Statement(
         sa.select(t.members, memberships, tags, orders)
         .join_from(given, t.members, mine(t.members))
@@ -107,10 +95,10 @@ async def profiles(connection: Connection, member_ids: Iterable[str]) -> dict[st
     for row in await _PROFILES.fetch_rows(connection, keys(member_ids)):
         profile = found[row["member_id"]] = to_profile(row)
         profile.known = True
-        for each in _scattered(row, t.memberships):
+        for each in _MEMBERSHIPS.rows(row):
             profile.memberships[each["membership_id"]] = to_membership(each)
-        profile.tags = {each["key"]: to_tag(each) for each in _scattered(row, t.tags)}
-        profile.orders = {each["order_id"]: to_order(each) for each in _scattered(row, t.orders)}
+        profile.tags = {each["key"]: to_tag(each) for each in _TAGS.rows(row)}
+        profile.orders = {each["order_id"]: to_order(each) for each in _ORDERS.rows(row)}
     return found
 
 

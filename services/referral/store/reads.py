@@ -51,13 +51,11 @@ def _inviter_statement() -> Statement:
     """One statement, so that all of it is of one instant."""
     campaign = sa.bindparam("campaign", type_=sa.Text)
 
-    def gathered(table: sa.Table, columns: list[Any]) -> sa.FromClause:
-        mine = (table.c[name] == t.members.c[name] for name in MEMBER)
-        return sa.select(*columns).where(*mine, table.c.campaign_id == campaign).lateral(f"all_{table.name}")
+    def mine(table: sa.Table) -> list[sa.ColumnElement[bool]]:
+        return [*(table.c[name] == t.members.c[name] for name in MEMBER), table.c.campaign_id == campaign]
 
-    invitees = gathered(t.invitees, _INVITEES.columns)
-    rungs = gathered(t.steps, _RUNGS.columns)
-    rewards = gathered(t.rewards, _REWARDS.columns)
+    invitees, rungs = _INVITEES.where(*mine(t.invitees)), _RUNGS.where(*mine(t.steps))
+    rewards = _REWARDS.where(*mine(t.rewards))
     return Statement(
         sa.select(t.members, invitees, rungs, rewards)
         .join_from(t.members, invitees, sa.true())

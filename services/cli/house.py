@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import secrets
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -170,13 +171,17 @@ class House:
         raise ServerError(f"{service} did not become ready:\n{process.tail()}")
 
     def migrate(self, service: str) -> None:
-        """Brings a service's schema to the newest revision."""
+        """Brings a service's schema to the newest revision. Raises ServerError."""
         with Guarded(
             [sys.executable, "-m", f"services.{service}", "migrate"],
             env=self._environment(service, {}),
             log=self.data / f"{service}-migrate.log",
         ) as process:
-            if process.wait(START_TIMEOUT):
+            try:
+                failed = process.wait(START_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                raise ServerError(f"migrating {service} took more than {START_TIMEOUT:.0f} s") from None
+            if failed:
                 raise ServerError(f"migrating {service} failed:\n{process.tail()}")
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What tests ask of a service's database, as superuser."""
+"""What tests ask of a service's database."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import asyncpg
 
+from services.chassis.database import Connection, Database
 from services.cli.house import House
 from tests.support import TIMEOUT
 
@@ -74,3 +75,26 @@ async def _connection(house: House, service: str) -> AsyncIterator[Any]:
         yield connection
     finally:
         await connection.close()
+
+
+# --- who waits for whom -------------------------------------------------------------------------------
+
+
+async def blocked(database: Database, work: asyncio.Task[Any]) -> None:
+    """Returns once a transaction that waits `patiently` waits for a lock that another has, or is done."""
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'waits'"
+    )
+    async with asyncio.timeout(TIMEOUT):
+        while not work.done():
+            async with database.read() as connection:
+                if await connection.fetchval(query):
+                    return
+            await asyncio.sleep(0.01)
+
+
+async def patiently(connection: Connection) -> None:
+    """Waits for others in a transaction for as long as a slow machine takes."""
+    await connection.execute("SET LOCAL lock_timeout = '20s'")
+    await connection.execute("SET LOCAL statement_timeout = '20s'")
+    await connection.execute("SET LOCAL application_name = 'waits'")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from services.chassis import telemetry
+from services.chassis import outbox, telemetry
 from services.chassis.asked import by_clock
 from services.chassis.clock import wall
 from services.chassis.database import Connection
@@ -32,6 +32,7 @@ from services.referral.commands import (
     Tell,
 )
 from services.referral.domain import rewards
+from services.referral.domain.campaigns import Campaign
 from services.referral.domain.profile import Profile, Reward, RewardStatus
 from services.referral.errors import MemberUnknown
 from services.referral.folding import Answer, Fold
@@ -195,8 +196,11 @@ async def grant(
     for one in waiting:
         if one.reward_id in fitting:
             fold.answer(GrantReward(**by_clock(one.member_id), reward_id=one.reward_id))
-    if len(fitting) < len(due):
-        await _exhaust(connection, fold, scene, campaign_id, len(fitting))
+    if len(fitting) < len(due) and not scene.seen.budgets[campaign_id].exhausted:
+        # The version that set the budget may have been put after the scene was, before the budget was locked.
+        now = await lore.scene(connection, at)
+        campaign = now.compiled[campaign_id, now.latest[campaign_id]].campaign
+        fold.announcements.append(await _exhausted(connection, scene, campaign, len(fitting)))
     await _save(connection, fold)
     more = most in (len(back), len(waiting)) and len(fitting) == len(due)
     return len(fold.announcements), more
@@ -209,17 +213,15 @@ def _waiting(scene: Scene, one: store.Waiting) -> Reward | None:
     return reward if due else None
 
 
-async def _exhaust(connection: Connection, fold: Fold, scene: Scene, campaign_id: str, granted: int) -> None:
-    """Announces that the next reward does not fit, unless that was announced of this budget."""
-    budget = scene.seen.budgets[campaign_id]
-    if budget.exhausted:
-        return
-    left = await store.waiting_count(connection, campaign_id, scene.at) - granted
+async def _exhausted(connection: Connection, scene: Scene, campaign: Campaign, granted: int) -> outbox.Event:
+    """Notes that the next reward does not fit, and returns how that is announced."""
+    name = campaign.campaign_id
+    budget = scene.seen.budgets[name]
+    left = await store.waiting_count(connection, name, scene.at) - granted
     told = replace(budget, exhausted=True, version=budget.version + 1)
-    campaign = scene.compiled[campaign_id, scene.latest[campaign_id]].campaign
-    about = About(campaign_id, scene.at, scene.terms.epoch, told.version, telemetry.TRACEPARENT.get())
-    fold.announcements.append(events.budget_exhausted(about, (campaign, budget.granted_minor, left)))
-    scene.seen.budgets[campaign_id] = told
+    scene.seen.budgets[name] = told
+    about = About(name, scene.at, scene.terms.epoch, told.version, telemetry.TRACEPARENT.get())
+    return events.budget_exhausted(about, (campaign, budget.granted_minor, left))
 
 
 # --- erasing ------------------------------------------------------------------------------------------

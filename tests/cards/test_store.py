@@ -41,7 +41,8 @@ from services.chassis.database import Connection, Database
 from services.chassis.inbox import InboxKey
 from tests.cards.wallets import INSTANT, successors, wallets
 from tests.conftest import NOON
-from tests.support import TIMEOUT, fresh
+from tests.database import blocked, patiently
+from tests.support import fresh
 from tests.wire import Wire
 
 ZONE = ZoneInfo("Asia/Shanghai")
@@ -277,25 +278,10 @@ async def test_a_member_that_is_known_stays_when_nothing_comes(database: Databas
     assert await kept_about(database, member)
 
 
-async def blocked(database: Database, work: asyncio.Task[Any]) -> None:
-    """Returns once a transaction of the test's waits for a lock that another has."""
-    query = (
-        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'waits'"
-    )
-    async with asyncio.timeout(TIMEOUT):
-        while not work.done():
-            async with database.read() as connection:
-                if await connection.fetchval(query):
-                    return
-            await asyncio.sleep(0.01)
-
-
 async def waiting_see(database: Database, wanted: Wanted) -> Seen:
     """What a batch sees that may have to wait for another, for as long as a slow machine takes."""
     async with database.begin() as connection:
-        await connection.execute("SET LOCAL lock_timeout = '20s'")
-        await connection.execute("SET LOCAL statement_timeout = '20s'")
-        await connection.execute("SET LOCAL application_name = 'waits'")
+        await patiently(connection)
         return await store.lock(connection, wanted, ZONE)
 
 

@@ -30,7 +30,10 @@ from services.referral.errors import (
     MemberUnknown,
     TooManyTries,
 )
+from services.referral.rules import compile_campaign
+from tests.database import blocked, patiently
 from tests.referral.circle import TERMS, order, points, standing, step
+from tests.referral.circle import campaign as a_campaign
 from tests.referral.club import Club, StandingClock
 from tests.referral.plain import DAY
 from tests.support import fresh
@@ -162,6 +165,33 @@ async def test_a_thousand_rewards_take_a_budget_for_a_hundred_in_their_order(clu
     await club.grant(campaign)
     assert await _granted(club, campaign) == [(True, 800), (False, 200)]
     assert len(await club.heard(campaign, epb.BudgetExhausted)) == 3
+
+
+async def test_a_budget_that_is_set_while_rewards_are_granted_is_the_one_that_is_told_of(
+    clubs: Clubs,
+) -> None:
+    club, ladder = clubs[0], step("first", points(500, cost_minor=100), at=1)
+    campaign = await club.put(ladder, budget_minor=100, hold_period_hours=0)
+    for _ in range(4):
+        invite, friend = await club.invite(fresh("inviter"), campaign), fresh("friend")
+        await club.bind(friend, invite)
+        await club.tell(friend, order(fresh("order"), club.at))
+    await _deliver(club, campaign, 0)
+
+    async def grant() -> None:
+        async with clubs[1].database.begin() as connection:
+            await patiently(connection)
+            await service.grant(connection, clubs[1].lore, campaign, club.at)
+
+    raised = a_campaign(ladder, campaign_id=campaign, budget_minor=350, hold_period_hours=0)
+    async with club.database.begin() as connection:
+        compiled = compile_campaign(raised)
+        await putting.put_campaign(connection, club.at, compiled, message=raised, author="test")
+        granting = asyncio.create_task(grant())
+        await blocked(clubs[2].database, granting)
+    await granting
+    [exhausted] = await club.heard(campaign, epb.BudgetExhausted)
+    assert (exhausted.granted_minor, exhausted.budget_minor, exhausted.campaign_version) == (300, 350, 2)
 
 
 async def _granted(club: Club, campaign: str) -> list[tuple[bool, int]]:

@@ -38,9 +38,10 @@ from services.referral.domain.profile import (
 from services.referral.errors import MemberUnknown
 from services.referral.store import Budget, Changes, Pair, Review, Seen, SignalSeen, Wanted
 from tests.conftest import NOON
+from tests.database import blocked, patiently
 from tests.referral.profiles import profiles, successors
 from tests.schema import make_database
-from tests.support import TIMEOUT, fresh
+from tests.support import fresh
 from tests.wire import Wire
 
 DAY = timedelta(days=1)
@@ -361,26 +362,6 @@ async def test_a_member_that_is_known_stays_when_nothing_comes(database: Databas
         assert seen.made == set()
         await write(connection, seen)
     assert await kept_about(database, member)
-
-
-async def blocked(database: Database, work: asyncio.Task[Any]) -> None:
-    """Returns once a transaction of the test's waits for a lock that another has."""
-    query = (
-        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'waits'"
-    )
-    async with asyncio.timeout(TIMEOUT):
-        while not work.done():
-            async with database.read() as connection:
-                if await connection.fetchval(query):
-                    return
-            await asyncio.sleep(0.01)
-
-
-async def patiently(connection: Connection) -> None:
-    """Waits for others in a transaction for as long as a slow machine takes."""
-    await connection.execute("SET LOCAL lock_timeout = '20s'")
-    await connection.execute("SET LOCAL statement_timeout = '20s'")
-    await connection.execute("SET LOCAL application_name = 'waits'")
 
 
 async def waiting_see(database: Database, wanted: Wanted) -> Seen:

@@ -18,11 +18,13 @@ from tests.support import Referral, fresh
 
 
 def fingerprint(referral: Referral) -> dict[str, str]:
-    """A hash over all rows of each table, once every event is sent, and ours have come to the inviters."""
+    """A hash over all rows of each table, once every event is sent and what follows by itself is done."""
     heard = "EXISTS (SELECT FROM inbox i WHERE i.event_id = o.event_id)"
     unheard = f"o.subject LIKE '%.Invitee%' AND NOT {heard}"
-    granting = "EXISTS (SELECT FROM rewards WHERE status = 'PENDING' AND grant_after = reach_time)"
-    return database.fingerprint(referral.house, "referral", f"sent_at IS NULL OR ({unheard}) OR {granting}")
+    granting = "status = 'PENDING' AND grant_after = reach_time"
+    returning = "status = 'CLAWED_BACK' AND NOT returned"
+    spending = f"EXISTS (SELECT FROM rewards WHERE {granting} OR {returning})"
+    return database.fingerprint(referral.house, "referral", f"sent_at IS NULL OR ({unheard}) OR {spending}")
 
 
 # --- a good request of each kind ----------------------------------------------------------------------

@@ -21,7 +21,6 @@ FAILPOINTS = (
     "consumer_before_ack",
     "consumer_after_ack",
 )
-REBUILD_TIMEOUT = 300.0  # seconds for everything that was ever sent to be sent again
 SHORT, LONG = 1.0, 10.0  # seconds that something stands still: shorter and longer than any timeout of ours
 
 
@@ -82,7 +81,7 @@ async def nats_wiped(site: Site) -> None:
         await caller.give(fresh("without-nats"))
     site.lift()
     await start_nats(site.house)
-    await all_sent(site.house, REBUILD_TIMEOUT)
+    await all_sent(site.house)
 
 
 async def nats_frozen(site: Site) -> None:

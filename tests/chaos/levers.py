@@ -13,7 +13,7 @@ from nats.errors import Error as NatsError
 
 from services.cli.house import House
 from services.cli.servers import HOST
-from tests.chaos.journal import SETTLE_TIMEOUT, owner, until
+from tests.chaos.journal import MAX_POLL, SETTLE_TIMEOUT, owner, until
 from tests.chaos.listener import ignore
 from tests.chaos.proxy import Proxies
 
@@ -132,19 +132,26 @@ async def patiently(work: Callable[[], Awaitable[None]]) -> None:
     await until(done)
 
 
-async def all_sent(house: House, seconds: float = SETTLE_TIMEOUT) -> None:
-    """Waits until what is in the services' outboxes now has been sent."""
+async def all_sent(house: House) -> None:
+    """Waits until what is in the services' outboxes now has been sent, as long as some of it still is."""
     newest = "SELECT max(position) FROM outbox"
     last = {service: (await sql(house, newest, service=service))[0][0] for service in house.services}
-    query = "SELECT count(*) = 0 FROM outbox WHERE sent_at IS NULL AND position <= $1"
+    query = "SELECT min(position) FROM outbox WHERE sent_at IS NULL AND position <= $1"
 
-    async def sent() -> bool:
-        for service, position in last.items():
-            if not (await sql(house, query, position, service=service))[0][0]:
-                return False
-        return True
+    async def unsent() -> dict[str, int | None]:
+        """Where each outbox has the first that is to be sent."""
+        return {
+            service: (await sql(house, query, position, service=service))[0][0]
+            for service, position in last.items()
+        }
 
-    await until(sent, seconds)
+    first: dict[str, int | None] = {}
+    async with asyncio.timeout(SETTLE_TIMEOUT) as limit:
+        while first != dict.fromkeys(last):
+            before, first = first, await unsent()
+            if first != before:
+                limit.reschedule(asyncio.get_running_loop().time() + SETTLE_TIMEOUT)
+            await asyncio.sleep(MAX_POLL)
 
 
 async def consumed(client: Any) -> None:

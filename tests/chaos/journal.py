@@ -31,7 +31,7 @@ from services.chassis.ids import bucket
 from services.cli.house import House
 from tests.support import fresh, read_refusal
 
-SETTLE_TIMEOUT = 90.0  # seconds for a command to be acknowledged or refused, whatever happens meanwhile
+SETTLE_TIMEOUT = 180.0  # seconds for a command to be acknowledged or refused, whatever happens meanwhile
 POLL, MAX_POLL = 0.05, 0.5  # seconds between looks, at first and at last
 RETRIED = {
     grpc.StatusCode.UNAVAILABLE,

@@ -44,6 +44,11 @@ EVERY = 0.4  # seconds from one batch to the next: more would only make the book
 UNDOABLE = {"EarnPoints", "RedeemPoints", "CaptureHold", "AdjustPoints"}
 BALANCES = ("available", "pending", "held", "owed", "growth")
 BONUS = 100  # points for each period of a card
+# Where the events of orders are.
+REPORTED = """
+SELECT given, event_id, sent_at FROM unnest($1::text[]) given
+LEFT JOIN outbox ON position(convert_to(given, 'UTF8') IN body) > 0 AND subject LIKE 'loyalty.orders.%'
+"""
 RULES: dict[str, Any] = PROGRAMME | {
     "earn_rules": [
         *PROGRAMME["earn_rules"],
@@ -176,11 +181,20 @@ class PointsJournal(Journal):
         return list(ledger)
 
     async def _await_reported(self, connection: Any, reported: set[str], patience: float) -> None:
-        async def earned() -> bool:
-            rows = await rows_of(connection, "transactions", self.members, "order_id")
-            return reported <= {row["order_id"] for row in rows}
+        missing = reported
 
-        await until(earned, patience)
+        async def earned() -> bool:
+            nonlocal missing
+            rows = await rows_of(connection, "transactions", self.members, "order_id")
+            missing = reported - {row["order_id"] for row in rows}
+            return not missing
+
+        try:
+            await until(earned, patience)
+        except TimeoutError:
+            sent = await connection.fetch(REPORTED, sorted(missing))
+            log = self.house.process("points").tail()
+            raise AssertionError(f"not earned: {missing}; told: {list(map(tuple, sent))}; {log}") from None
 
     def _check_effects(self, ledger: Sequence[Any], reported: set[str], lapsed: set[str]) -> None:
         """Each acknowledged command is one row, each refused one none, and nothing else is there."""

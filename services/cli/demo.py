@@ -122,9 +122,9 @@ class Played:
 
 def _play(console: Console, on: Stage, programme: Path) -> Played:
     said = yaml.safe_load(programme.read_text(encoding="utf-8"))
-    rules: dict[str, Any] = said["points"]
+    rules = with_stories(said["points"])
     with _step(console, f"Putting the programme and the cards of {programme.name}"):
-        put_programme(on, "demo", rules)
+        put_programme(on, rules)
         put_products(on, said["cards"]["products"])
     frame = baskets.load(*MONTH)
     with _step(console, f"Replaying {frame['order_id'].n_unique():,} real orders of {MONTH[0]:%B %Y}"):
@@ -135,7 +135,6 @@ def _play(console: Console, on: Stage, programme: Path) -> Played:
         ann = list(points.checkout(on))
     month_end = asyncio.run(of_points.audit(on.house.database_url("points"))).totals["liability"]
     with _step(console, "Another buys cards, uses, renews and upgrades them, and gives one back"):
-        put_programme(on, "demo-stories", with_stories(rules))
         ben = list(cards.play(on))
     with _step(console, "490 guests of a store, and a bank's customer, find their groups"):
         bank = yaml.safe_load(BANK.read_text(encoding="utf-8"))
@@ -148,14 +147,14 @@ def _play(console: Console, on: Stage, programme: Path) -> Played:
 
 
 def with_stories(rules: Mapping[str, Any]) -> dict[str, Any]:
-    """A programme of points, and what it says besides once there is all else."""
-    return {**rules, "earn_rules": [*rules["earn_rules"], *cards.RULES, *groups.RULES, *referral.RULES]}
+    """A programme of points, and what the stories' brand says besides."""
+    return {**rules, "earn_rules": [*rules["earn_rules"], *referral.RULES]}
 
 
-def put_programme(on: Stage, request_id: str, rules: Mapping[str, Any]) -> None:
+def put_programme(on: Stage, rules: Mapping[str, Any]) -> None:
     """Puts a programme in force."""
     programme = ParseDict(dict(rules), points_pb.Programme())
-    request = points_pb.PutProgrammeRequest(request_id=request_id, programme=programme)
+    request = points_pb.PutProgrammeRequest(request_id="demo", programme=programme)
     on.call(on.points.PutProgramme, request)
 
 

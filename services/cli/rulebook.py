@@ -35,6 +35,8 @@ CONDITIONS: Final[dict[str, pl.Expr]] = {
         pl.col("category").is_in(_BREAKFAST) & (_LOCAL.dt.hour() >= 5) & _BEFORE_HALF_PAST_TEN
     ),
     "order.total_minor >= 5000": pl.col("total_minor") >= 5000,
+    # Nobody who is replayed holds a card.
+    'member.facts.exists(fact, fact.startsWith("card.") && member.facts[fact] == "1.2")': pl.lit(False),
 }
 _OF_TIER: Final = re.compile(r'member\.tier == "([^"]+)"')  # the one condition that goes by the member
 # Keys of an earn rule that the oracle reads; a misspelt one must not pass for an absent one.

@@ -41,7 +41,7 @@ def on(data: Path, open_house: OpenHouse) -> Iterator[Stage]:
         open_house(data, SERVICES, test_clock=MONTH_END) as house,
         stage(house) as on,
     ):
-        demo.put_programme(on, "demo", demo.with_stories(said["points"]))
+        demo.put_programme(on, demo.with_stories(said["points"]))
         demo.put_products(on, said["cards"]["products"])
         yield on
 

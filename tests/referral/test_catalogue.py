@@ -23,8 +23,8 @@ DAY = timedelta(days=1)
 
 
 def part(name: str, service: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))[service]
-    return found
+    said: dict[str, dict[str, Any]] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    return said.get(service, {})
 
 
 def campaigns(name: str) -> dict[str, CompiledCampaign]:
@@ -69,14 +69,19 @@ def test_after_ten_friends_each_five_more_give_8000_points() -> None:
     assert (step.reward.kind, step.reward.quantity) == (GiftKind.POINTS, 8_000)
 
 
-def test_what_is_given_is_on_sale_and_who_is_asked_is_there() -> None:
-    products = {product["code"] for product in part("burger-king", "cards")["products"]}
-    schemes = {scheme["scheme_id"] for scheme in part("burger-king", "groups")["schemes"]}
-    for compiled in campaigns("burger-king").values():
+@pytest.mark.parametrize("name", ["burger-king", "china-merchants-bank"])
+def test_what_is_given_is_on_sale_and_who_is_asked_is_there(name: str) -> None:
+    products = {product["code"] for product in part(name, "cards").get("products", ())}
+    schemes = {scheme["scheme_id"] for scheme in part(name, "groups")["schemes"]}
+    for compiled in campaigns(name).values():
         campaign = compiled.campaign
         gifts = [gift for step in campaign.ladder for gift in (step.reward, step.invitee_reward) if gift]
         assert {gift.code for gift in gifts if gift.kind is GiftKind.CARD} <= products
         assert campaign.auto_invite_scheme_id in {"", *schemes}
+
+
+def test_who_comes_into_a_group_of_the_bank_is_given_an_invite() -> None:
+    assert campaigns("china-merchants-bank")["bring-a-friend"].campaign.auto_invite_scheme_id == "nearby"
 
 
 def test_the_bank_counts_ten_a_month() -> None:

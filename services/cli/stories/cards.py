@@ -19,25 +19,6 @@ from services.cli.stories import ZONE, Patience, Scene, Stage
 
 MEMBER = "ben"
 COLUMNS = ("to pay", "points", "besides", "saved")
-# What the brand adds to its rules for points once it sells cards: a bonus, and what the quarter promises.
-RULES = [
-    {
-        "rule_id": "card-bonus",
-        "scope": "RULE_SCOPE_ACTIVITY",
-        "unit": "UNIT_POINTS",
-        "when": "activity.kind == 'card_activated'",
-        "fixed": 20,
-        "stack": "RULE_STACK_ADD",
-    },
-    {
-        "rule_id": "card-multiplier",
-        "scope": "RULE_SCOPE_ORDER",
-        "unit": "UNIT_POINTS",
-        "when": "'card.king-quarter' in member.facts && member.facts['card.king-quarter'] == '1.2'",
-        "multiplier": "1.2",
-        "stack": "RULE_STACK_ADD",
-    },
-]
 
 
 def play(stage: Stage) -> Iterator[Scene]:

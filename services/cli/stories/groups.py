@@ -17,17 +17,6 @@ from services.cli.stories import CALL_TIMEOUT, ZONE, Patience, Scene, Stage
 
 MEMBERS = ("cleo", "dora")
 COLUMNS = ("group", "metres", "points", "besides")
-# What the brand adds to its rules for points once it has groups.
-RULES = [
-    {
-        "rule_id": "group-welcome",
-        "scope": "RULE_SCOPE_ACTIVITY",
-        "unit": "UNIT_POINTS",
-        "when": "activity.kind == 'group_joined'",
-        "fixed": 30,
-        "stack": "RULE_STACK_ADD",
-    },
-]
 # Stores beside the published one, and a bank's branches; the places are ours.
 STORES: list[dict[str, Any]] = [
     {

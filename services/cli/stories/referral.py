@@ -131,12 +131,11 @@ def _in_a_group(
 ) -> Iterator[Scene]:
     """A task group: who comes into it is given an invite, and it is told there what friends bring.
 
-    A deployment is of one brand, so with the bank's campaigns the chain's are over. That they are for the
-    newcomers of its groups is the story's.
+    A deployment is of one brand, so with the bank's campaigns the chain's are over.
     """
     story.stage.wait_until("2017-05-02 12:00")
     story.closes(chain["referral"]["campaigns"])
-    story.put({**campaign, "auto_invite_scheme_id": "nearby"} for campaign in bank["referral"]["campaigns"])
+    story.put(bank["referral"]["campaigns"])
     felix.joins("nearby")
     (invited,) = story.hears("InviteCreated", lambda told: told.member_id == felix.member_id)
     felix.code = invited.code

@@ -409,7 +409,9 @@ class ReferralApi(ReferralServiceServicer):
         if row is None:
             raise CampaignUnknown(campaign_id=campaign_id)
         campaigns = self._lore.campaigns
-        return campaigns.get(campaign_id, row["version"]) or campaigns.keep(row["body"])
+        return campaigns.get(campaign_id, row["version"]) or campaigns.keep(
+            row["body"], row["ladder_version"]
+        )
 
     # --- a member's data ------------------------------------------------------------------------------
 

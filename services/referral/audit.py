@@ -129,11 +129,11 @@ def _time_zone() -> str:
 
 async def _campaigns(connection: Connection) -> dict[str, list[CompiledCampaign]]:
     """All versions of each campaign, in order."""
-    query = f"SELECT body FROM {t.campaigns.name} ORDER BY campaign_id, version"  # noqa: S608 - ours
+    query = f"SELECT body, ladder_version FROM {t.campaigns.name} ORDER BY campaign_id, version"  # noqa: S608 - ours
     campaigns = Campaigns()
     found: defaultdict[str, list[CompiledCampaign]] = defaultdict(list)
     for row in await connection.fetch(query):
-        compiled = campaigns.keep(row["body"])
+        compiled = campaigns.keep(row["body"], row["ladder_version"])
         found[compiled.campaign.campaign_id].append(compiled)
     return found
 
@@ -215,12 +215,6 @@ class _Audit:
             else Findings(CHECKS | {"fulfilled": FULFILLED_CHECK}, streams.bodies)
         )
         self._totals = dict.fromkeys(("members", "attributions", "invitees", "rungs", "rewards"), 0)
-        # Whose ladder was the same in all versions: of others, who was where when it changed is not known.
-        self._steady = {
-            name: versions[-1]
-            for name, versions in campaigns.items()
-            if len(set(map(_ladder, versions))) == 1
-        }
 
     def report(self) -> Report:
         return self._found.report(self._totals)
@@ -244,7 +238,8 @@ class _Audit:
     def _member(self, member: _Member) -> None:
         self._bonds(member)
         self._due(member)
-        for campaign_id in sorted({rung.campaign_id for rung in member.rungs} | set(member.ranks)):
+        climbed = {rung.campaign_id for rung in member.rungs} | set(member.ranks)
+        for campaign_id in sorted(climbed | member.counted_by.keys()):
             self._ladder(member, campaign_id)
         self._stray_rewards(member)
         self._found.seen["claims"] += len(member.invites) + len(member.attributions)
@@ -276,10 +271,11 @@ class _Audit:
         self._found.expect("due", due == member.due, member.who, what)
 
     def _ladder(self, member: _Member, campaign_id: str) -> None:
-        compiled = self._steady.get(campaign_id)
-        if compiled is None:
-            return
-        campaign = compiled.campaign
+        campaign = self._campaigns[campaign_id][-1].campaign
+        counted_by = member.counted_by.get(campaign_id, 0)
+        self._found.expect("ladder", counted_by > 0, member.who, f"was never counted in {campaign_id}")
+        if counted_by != campaign.ladder_version:
+            return  # it waits to be counted again
         invitees = [one for one in member.invitees if one.campaign_id == campaign_id]
         rungs = {rung.name: rung for rung in member.rungs if rung.campaign_id == campaign_id}
         self._found.seen["ladder"] += len(rungs)
@@ -419,6 +415,9 @@ class _Member:
         self.rungs = [rows.to_rung(one) for one in found["rungs"]]
         self.rewards = [rows.to_reward(one) for one in found["rewards"]]
         self.ranks = {one["campaign_id"]: rows.to_rank(one) for one in found["ranks"]}
+        self.counted_by = {
+            one["campaign_id"]: one["ladder_version"] for one in self.invites if one["ladder_version"]
+        }
 
     def versions(self) -> dict[Entity, tuple[int, datetime | None]]:
         """How many events there were about each thing, and when it was made, where its id says so."""
@@ -427,12 +426,6 @@ class _Member:
             for one in self.attributions
         }
         return {("member", self.who): (self.version, None), **bonds}
-
-
-def _ladder(compiled: CompiledCampaign) -> tuple[Any, ...]:
-    """What says who counts, and what that reaches."""
-    campaign = compiled.campaign
-    return (campaign.ladder, campaign.caps, campaign.max_depth)
 
 
 def _gift(step: Step, role: Role) -> Gift | None:

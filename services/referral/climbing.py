@@ -71,6 +71,9 @@ def climb(step: Step, campaign_id: str, moved: Sequence[Invitee]) -> None:
     for name in sorted({*changed, *_concerned(now, given, moved, counted)}):
         _follow(step, now[name], given.get(name, ()), counted, _reason(now[name], moved))
     _rank(step, campaign, counted)
+    invite = profile.invites[campaign_id]
+    if invite.ladder_version != campaign.ladder_version:
+        step.keep(replace(invite, ladder_version=campaign.ladder_version))
 
 
 def _by_rung(given: Iterable[Reward]) -> dict[RungName, list[Reward]]:

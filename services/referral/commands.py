@@ -148,6 +148,13 @@ class WriteOffReward(RewardCommand):
     """Give it up."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recount(Command):
+    """Bring the member's rungs up to date, whose campaign got other rungs or caps since they were found."""
+
+    campaign_id: str
+
+
 # --- the operator's desk ------------------------------------------------------------------------------
 
 

@@ -35,6 +35,10 @@ class CurrencyFixed(FailedPrecondition):
     """The currency of a campaign cannot change."""
 
 
+class CapsLowered(FailedPrecondition):
+    """Who counts goes on counting: caps only rise."""
+
+
 class CampaignNotOpen(FailedPrecondition):
     """The campaign is not open yet; put it anew with other times."""
 

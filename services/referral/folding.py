@@ -29,6 +29,7 @@ HANDLERS: Mapping[type[Command], Callable[[Step, Any], Message | None]] = {
     commands.RevokeQualification: qualifying.revoke,
     commands.Tell: qualifying.tell,
     commands.InviteeTold: climbing.told,
+    commands.Recount: lambda step, command: climbing.climb(step, command.campaign_id, ()),
     commands.RewardHandedOver: rewarding.handed_over,
     commands.RewardRefused: rewarding.refused,
     commands.RecordRewardPaid: rewarding.record_paid,

@@ -8,10 +8,10 @@ from datetime import datetime
 from loyalty.referral.v1 import referral_service_pb2 as pb
 
 from services.chassis.database import Connection
-from services.chassis.timestamps import instant, timestamp
+from services.chassis.timestamps import timestamp
 from services.referral import rules, store
 from services.referral.domain.campaigns import Campaign
-from services.referral.errors import BudgetSpent, CampaignNotOpen, CampaignUnknown, CurrencyFixed
+from services.referral.errors import BudgetSpent, CampaignNotOpen, CampaignUnknown, CapsLowered, CurrencyFixed
 from services.referral.rules import CompiledCampaign
 
 
@@ -25,15 +25,23 @@ async def put_campaign(
 ) -> pb.Campaign:
     """Keeps the next version of a campaign, `message`, which `put` is compiled.
 
-    Raises BudgetSpent, CurrencyFixed.
+    Raises BudgetSpent, CapsLowered, CurrencyFixed.
     """
     campaign = put.campaign
     row = await store.lock_last_campaign(connection, campaign.campaign_id)
-    last = None if row is None else pb.Campaign.FromString(row["body"])
-    if last is not None and last.currency_code not in ("", campaign.currency_code):
-        raise CurrencyFixed(currency_code=last.currency_code)
+    last = None if row is None else rules.stored(row["body"], row["ladder_version"]).campaign
+    if last is not None:
+        _check_change(last, campaign)
     await _set_budget(connection, campaign)
     return await _add(connection, at, campaign, message, last=last, author=author)
+
+
+def _check_change(last: Campaign, campaign: Campaign) -> None:
+    if last.currency_code not in ("", campaign.currency_code):
+        raise CurrencyFixed(currency_code=last.currency_code)
+    lowered = campaign.caps.below(last.caps)
+    if lowered:
+        raise CapsLowered(caps=",".join(lowered))
 
 
 async def close_campaign(
@@ -46,17 +54,14 @@ async def close_campaign(
     row = await store.lock_last_campaign(connection, campaign_id)
     if row is None:
         raise CampaignUnknown(campaign_id=campaign_id)
-    last = pb.Campaign.FromString(row["body"])
-    if instant(last.close_time) <= at:
-        return last
-    if at <= instant(last.open_time):
-        raise CampaignNotOpen(open_time=instant(last.open_time).isoformat())
-    closed = pb.Campaign()
-    closed.CopyFrom(last)
+    closed = pb.Campaign.FromString(row["body"])
+    last = rules.stored(row["body"], row["ladder_version"]).campaign
+    if last.close_time <= at:
+        return closed
+    if at <= last.open_time:
+        raise CampaignNotOpen(open_time=last.open_time.isoformat())
     closed.close_time.CopyFrom(timestamp(at))
-    return await _add(
-        connection, at, rules.compile_campaign(closed).campaign, closed, last=last, author=author
-    )
+    return await _add(connection, at, replace(last, close_time=at), closed, last=last, author=author)
 
 
 async def _set_budget(connection: Connection, campaign: Campaign) -> None:
@@ -77,16 +82,19 @@ async def _add(
     campaign: Campaign,
     message: pb.Campaign,
     *,
-    last: pb.Campaign | None,
+    last: Campaign | None,
     author: str,
 ) -> pb.Campaign:
     made = pb.Campaign()
     made.CopyFrom(message)
     made.version = 1 if last is None else last.version + 1
+    ladder_version = made.version
+    if last is not None and campaign.counts_as(last):
+        ladder_version = last.ladder_version
     made.create_time.CopyFrom(timestamp(at))
     await store.add_campaign(
         connection,
-        replace(campaign, version=made.version),
+        replace(campaign, version=made.version, ladder_version=ladder_version),
         author=author,
         create_time=at,
         body=made.SerializeToString(deterministic=True),

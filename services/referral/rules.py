@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -131,6 +131,12 @@ def compile_campaign(message: pb.Campaign) -> CompiledCampaign:
     if faults:
         raise CampaignInvalid(violations=faults)
     return _compiled(message)
+
+
+def stored(body: bytes, ladder_version: int) -> CompiledCampaign:
+    """A stored version, which was checked when it was put."""
+    compiled = _compiled(pb.Campaign.FromString(body))
+    return replace(compiled, campaign=replace(compiled.campaign, ladder_version=ladder_version))
 
 
 def _compiled(message: pb.Campaign) -> CompiledCampaign:
@@ -263,9 +269,9 @@ class Campaigns:
         """A version compiled before."""
         return self._compiled.get((campaign_id, version))
 
-    def keep(self, body: bytes) -> CompiledCampaign:
-        """Compiles a stored version, which was checked when it was put."""
-        compiled = _compiled(pb.Campaign.FromString(body))
+    def keep(self, body: bytes, ladder_version: int) -> CompiledCampaign:
+        """Compiles a stored version."""
+        compiled = stored(body, ladder_version)
         self._compiled[compiled.name] = compiled
         while len(self._compiled) > COMPILED:
             self._compiled.popitem(last=False)

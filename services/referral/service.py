@@ -25,6 +25,7 @@ from services.referral.commands import (
     GrantReward,
     InviteeTold,
     RecordQualification,
+    Recount,
     ResolveReview,
     ReturnReward,
     RevokeQualification,
@@ -33,7 +34,7 @@ from services.referral.commands import (
 )
 from services.referral.domain import rewards
 from services.referral.domain.campaigns import Campaign
-from services.referral.domain.profile import Profile, Reward, RewardStatus
+from services.referral.domain.profile import Invitee, Profile, Reward, RewardStatus
 from services.referral.errors import MemberUnknown
 from services.referral.folding import Answer, Fold
 from services.referral.rules import Campaigns, CompiledCampaign
@@ -64,7 +65,9 @@ class Lore:
         found = {name: self.campaigns.get(*name) for name in names}
         missing = [name for name, compiled in found.items() if compiled is None]
         for row in await store.campaigns(connection, missing) if missing else ():
-            found[row["campaign_id"], row["version"]] = self.campaigns.keep(row["body"])
+            found[row["campaign_id"], row["version"]] = self.campaigns.keep(
+                row["body"], row["ladder_version"]
+            )
         return {name: compiled for name, compiled in found.items() if compiled is not None}
 
 
@@ -145,8 +148,8 @@ def _want(wanted: Wanted, command: Command, member: str, scene: Scene) -> None:
         case ResolveReview(review_id=review):
             wanted.reviews.add(review)
             wanted.facts_of.add(member)
-        case InviteeTold(invitee=invitee):
-            wanted.inviters.add((member, invitee.campaign_id))
+        case InviteeTold(invitee=Invitee(campaign_id=campaign)) | Recount(campaign_id=campaign):
+            wanted.inviters.add((member, campaign))
         case RewardCommand(reward_id=reward):
             wanted.rewards.add((member, reward))
 

@@ -21,11 +21,13 @@ from services.chassis.retention import retention
 from services.referral import service, store
 from services.referral import tables as t
 from services.referral.batches import Batches
-from services.referral.commands import Command, Settle
+from services.referral.commands import Command, Recount, Settle
 from services.referral.service import Lore
 
 SETTLE_BATCH = 256  # members a step
 SETTLE_EVERY = 1.0  # seconds
+RECOUNT_BATCH = 256  # inviters a step
+RECOUNT_EVERY = 1.0  # seconds
 GRANT_EVERY = 1.0  # seconds
 LOOK_EVERY = 3600.0  # seconds
 FORGET_EVERY = 600.0  # seconds
@@ -51,6 +53,7 @@ class Sweeps:
         """Each claimed by one replica at a time."""
         return [
             Job("settle", SETTLE_EVERY, self._settle),
+            Job("recount", RECOUNT_EVERY, self._recount),
             Job("grant", GRANT_EVERY, self._grant),
             Job("overdue", LOOK_EVERY, self._look),
             Job("forget", FORGET_EVERY, self._forget),
@@ -70,6 +73,17 @@ class Sweeps:
 
     async def _post(self, commands: Iterable[Command]) -> None:
         await asyncio.gather(*(self._batches.posts.submit(command) for command in commands))
+
+    async def _recount(self, _lease: Lease) -> bool:
+        """Counts again for inviters whose campaign changed; says whether more wait.
+
+        What says so is the inviter's own row, so it does not matter where a step was cut off, nor whether a
+        batch that knew an older version counted last.
+        """
+        async with self._database.read() as connection:
+            inviters = await store.outdated(connection, RECOUNT_BATCH)
+        await self._post(Recount(**by_clock(member), campaign_id=campaign) for member, campaign in inviters)
+        return len(inviters) == RECOUNT_BATCH
 
     async def _grant(self, lease: Lease) -> bool:
         """Grants what waits in each campaign, as far as its budget goes; says whether more can be granted."""

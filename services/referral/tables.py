@@ -129,6 +129,13 @@ invites = sa.Table(
     columns.instant("create_time"),
     columns.text("group_id"),
     columns.text("masked_name"),  # erasable
+    columns.number("ladder_version"),  # by which the rungs were found last; 0 while nobody ever counted
+)
+sa.Index(
+    "invites_by_ladder",
+    invites.c.campaign_id,
+    invites.c.ladder_version,
+    postgresql_where=invites.c.ladder_version > 0,
 )
 
 # Attributions as the events about them told, each once, by way of one level or of two.
@@ -429,6 +436,7 @@ campaigns = sa.Table(
     metadata,
     columns.key("campaign_id"),
     columns.numbered("version"),
+    columns.number("ladder_version"),
     columns.text("kind"),
     columns.instant("open_time"),
     columns.instant("close_time"),
@@ -438,7 +446,7 @@ campaigns = sa.Table(
     columns.instant("create_time"),
     sa.Column("body", sa.LargeBinary, nullable=False),
     columns.one_of("campaigns", "kind", *KINDS),
-    sa.CheckConstraint("version > 0", name="campaigns_version"),
+    sa.CheckConstraint("ladder_version BETWEEN 1 AND version", name="campaigns_version"),
     sa.CheckConstraint("open_time < close_time AND close_time <= last_time", name="campaigns_times"),
 )
 
@@ -456,7 +464,7 @@ CHANGING: Mapping[str, tuple[str, ...]] = {
         *("occur_time", "amount_minor", "currency_code", "attributes", "refunds", "revoke_time"),
         *("revoke_reason", "receive_time", "kept"),
     ),
-    "invites": ("masked_name",),
+    "invites": ("masked_name", "ladder_version"),
     "invitees": (
         *("state", "told_epoch", "told_version", "bind_time", "kind", "reference_id", "amount_minor"),
         *("currency_code", "qualify_time", "revoke_reason"),

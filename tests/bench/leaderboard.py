@@ -49,7 +49,7 @@ COLUMNS = {
     "members": ("bucket", "member_id"),
     "invites": (
         *("bucket", "member_id", "campaign_id", "campaign_version"),
-        *("code", "create_time", "group_id", "masked_name"),
+        *("code", "create_time", "group_id", "masked_name", "ladder_version"),
     ),
     "ranks": ("bucket", "member_id", "campaign_id", "count", "reach_time"),
 }
@@ -78,7 +78,7 @@ def _rows(table: str, inviters: int) -> Iterator[tuple[Any, ...]]:
             case "members":
                 yield key
             case "invites":
-                yield *key, CAMPAIGN, 1, f"{number:012d}", since, "", "张**"
+                yield *key, CAMPAIGN, 1, f"{number:012d}", since, "", "张**", 1
             case "ranks":
                 brought = int(CHANCE.paretovariate(STEEP))
                 yield *key, CAMPAIGN, brought, since + SPAN * CHANCE.random()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
+import time
 from functools import partial
 
 from services.cli.servers import Guarded
 from tests.chaos.journal import POLL, SETTLE_TIMEOUT
-from tests.chaos.levers import all_sent, lapse, relay_holder, start_nats, start_postgres
+from tests.chaos.levers import all_heard, all_sent, lapse, relay_holder, start_nats, start_postgres
 from tests.chaos.site import EITHER, Caller, Fault, Site
 from tests.support import fresh
 
@@ -74,7 +76,11 @@ async def nats_killed(site: Site) -> None:
 
 
 async def nats_wiped(site: Site) -> None:
-    """NATS is killed, and all that it kept is gone; meanwhile the services go on."""
+    """NATS is killed, and all that it kept is gone; meanwhile the services go on.
+
+    All of it is sent and heard again, so what is new waits behind it, minutes long after a million events.
+    """
+    site.refilled = math.inf
     await asyncio.to_thread(site.house.nats.kill)
     shutil.rmtree(site.house.data / "nats" / "jetstream")
     async with Caller(site) as caller:
@@ -82,6 +88,8 @@ async def nats_wiped(site: Site) -> None:
     site.lift()
     await start_nats(site.house)
     await all_sent(site.house)
+    await all_heard(site.house)
+    site.refilled = time.monotonic()
 
 
 async def nats_frozen(site: Site) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import nats
 from nats.errors import Error as NatsError
+from nats.js.errors import NotFoundError
 
 from services.cli.house import House
 from services.cli.servers import HOST
@@ -138,18 +139,48 @@ async def all_sent(house: House) -> None:
     last = {service: (await sql(house, newest, service=service))[0][0] for service in house.services}
     query = "SELECT min(position) FROM outbox WHERE sent_at IS NULL AND position <= $1"
 
-    async def unsent() -> dict[str, int | None]:
-        """Where each outbox has the first that is to be sent."""
-        return {
+    async def unsent() -> dict[str, int]:
+        """Where an outbox has the first that is to be sent, of those that have one."""
+        firsts = {
             service: (await sql(house, query, position, service=service))[0][0]
             for service, position in last.items()
         }
+        return {service: first for service, first in firsts.items() if first is not None}
 
-    first: dict[str, int | None] = {}
+    await _worked_off(unsent)
+
+
+async def all_heard(house: House) -> None:
+    """Waits until the services have acknowledged what is in the streams now, as long as they go on."""
+    async with await nats.connect(house.nats.url, error_cb=ignore) as client:
+        stream = client.jetstream()
+        heard = [(service, name) for service in house.services for name in CONSUMED[service]]
+        last = {name: (await stream.stream_info(name)).state.last_seq for _, name in heard}
+
+        async def unheard() -> dict[tuple[str, str], int]:
+            """Up to where a service has heard a stream, of those that it has not heard to the end."""
+            found: dict[tuple[str, str], int] = {}
+            for service, name in heard:
+                try:
+                    info = await stream.consumer_info(name, service)
+                except NotFoundError:
+                    found[service, name] = 0
+                    continue
+                floor = info.ack_floor.stream_seq if info.ack_floor else 0
+                if floor < last[name] and (info.num_pending or info.num_ack_pending):
+                    found[service, name] = floor
+            return found
+
+        await _worked_off(unheard)
+
+
+async def _worked_off(backlog: Callable[[], Awaitable[dict[Any, int]]]) -> None:
+    """Waits until nothing is left of a backlog, as long as it moves. Raises TimeoutError."""
+    left: dict[Any, int] | None = None
     async with asyncio.timeout(SETTLE_TIMEOUT) as limit:
-        while first != dict.fromkeys(last):
-            before, first = first, await unsent()
-            if first != before:
+        while left != {}:
+            before, left = left, await backlog()
+            if left != before:
                 limit.reschedule(asyncio.get_running_loop().time() + SETTLE_TIMEOUT)
             await asyncio.sleep(MAX_POLL)
 

@@ -43,6 +43,8 @@ class Site:
     """How often every fault has happened."""
     lifted: float = 0.0
     """When the last fault was over, as `time.monotonic` has it: from then on the service may recover."""
+    refilled: float = 0.0
+    """When the streams of a store that was wiped were last heard to their end again; infinite meanwhile."""
     chains: dict[str, list[bytes]] = field(default_factory=dict)
     """Hashes of the transactions of points that faults made themselves, by member: they must be heard too."""
 

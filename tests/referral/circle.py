@@ -10,6 +10,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from services.referral.commands import (
     CreateInvite,
     GrantReward,
     InviteeTold,
+    Recount,
     ResolveReview,
     ReturnReward,
     Settle,
@@ -121,7 +123,8 @@ class Circle:
     def put(self, made: pb.Campaign) -> None:
         """Puts a version of a campaign."""
         compiled = compile_campaign(made)
-        self.campaigns[compiled.name] = compiled
+        counted = replace(compiled.campaign, ladder_version=made.version)
+        self.campaigns[compiled.name] = replace(compiled, campaign=counted)
         self.latest[made.campaign_id] = made.version
         known = self.seen.budgets.get(made.campaign_id) or Budget(campaign_id=made.campaign_id)
         spent = known.granted_minor
@@ -234,6 +237,13 @@ class Circle:
         self.at += timedelta(**duration)
         for member in list(self.seen.profiles):
             self.apply(Settle(**by_clock(member)))
+
+    def recount(self, campaign_id: str = "king") -> None:
+        """Counts again for whom an older version was counted by, as the job does."""
+        for name, profile in list(self.seen.profiles.items()):
+            invite = profile.invites.get(campaign_id)
+            if invite is not None and 0 < invite.ladder_version < self.latest[campaign_id]:
+                self.apply(Recount(**by_clock(name), campaign_id=campaign_id))
 
     def grant(self, campaign_id: str = "king") -> list[Reward]:
         """Grants what waited long enough, as the job does."""

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from loyalty.referral.v1 import referral_events_pb2 as epb
 from loyalty.referral.v1 import referral_service_pb2 as pb
 
+from services.chassis.asked import by_clock
 from services.chassis.consumer import Delivery
 from services.chassis.database import Connection, Database
 from services.chassis.errors import INFRASTRUCTURE
@@ -19,7 +20,7 @@ from services.chassis.ids import bucket
 from services.chassis.inbox import InboxKey
 from services.referral import putting, service, store
 from services.referral.batches import Batches
-from services.referral.commands import BindInvitee, Command, CreateInvite, Tell
+from services.referral.commands import BindInvitee, Command, CreateInvite, Recount, Tell
 from services.referral.domain.profile import Fact, Profile
 from services.referral.errors import TooManyTries
 from services.referral.rules import compile_campaign
@@ -118,6 +119,14 @@ class Club:
         """Another service tells something of a member."""
         key = InboxKey(member, "referral", "elsewhere", fresh("event"), "ELSEWHERE", 1)
         await self.do(Tell, member, facts=facts, event=key, **told)
+
+    async def recount(self, campaign_id: str) -> None:
+        """Counts again for whom an older version was counted by, as the job does."""
+        async with self.database.read() as connection:
+            outdated = await store.outdated(connection, 1_000)
+        for member, of in outdated:
+            if of == campaign_id:
+                await self.post(Recount(**by_clock(member), campaign_id=of))
 
     async def grant(self, campaign_id: str) -> int:
         """Grants all that can be, as the job does; returns how many events that made."""

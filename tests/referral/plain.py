@@ -94,7 +94,7 @@ class Stands:
 
 
 class Plain:
-    """A campaign that keeps the same version, all that was bound in it, and all that was done."""
+    """A campaign, in versions that differ in rungs and caps alone, all bonds in it, and all that was done."""
 
     def __init__(self, put: Campaign, asked: Asked = lambda _done, _worth: True) -> None:
         self.put = put

@@ -250,6 +250,33 @@ def test_what_does_not_fit_waits_until_the_budget_is_raised(referral: Referral) 
         put(referral, campaign)
 
 
+def test_a_rung_that_is_put_later_is_reached_by_who_has_enough_already(referral: Referral) -> None:
+    campaign = paying(referral, points(10), caps={"per_month": 10})
+    given = earned(referral, campaign)
+    later = campaign.ladder.add(step_id="later", at=1)
+    later.reward.points.amount = 500
+    del campaign.ladder[:-1]
+    put(referral, campaign)
+    asked = pb.GetProgressRequest(member_id=given.inviter_member_id, campaign_id=campaign.campaign_id)
+
+    def reached() -> list[str]:
+        steps = referral.call(referral.referral.GetProgress, asked).steps
+        return sorted({step.step_id for step in steps})
+
+    eventually(lambda: "later" in reached())
+    assert given.step_id in reached()  # what was reached stays
+
+
+def test_caps_only_rise(referral: Referral) -> None:
+    campaign = made(referral, caps={"per_day": 2, "per_month": 10})
+    campaign.caps.per_month = 9
+    with refused(StatusCode.FAILED_PRECONDITION, "CAPS_LOWERED") as refusal:
+        put(referral, campaign)
+    assert refusal.metadata == {"caps": "per_month"}
+    campaign.caps.per_month = 11
+    put(referral, campaign)
+
+
 # --- blocks -------------------------------------------------------------------------------------------
 
 

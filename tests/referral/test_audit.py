@@ -96,6 +96,7 @@ async def _live(books: Books) -> None:
         await _undo(club)
         await _suspect(club)
         await _spend(club)
+        await _extend(club)
         club.wait(days=31)  # somebody lapses, and what was not handed over is told again
         await club.work("settle")
         await club.hear()
@@ -170,6 +171,13 @@ async def _spend(club: Clockwork) -> None:
     assert await club.heard("tight", epb.BudgetExhausted)
 
 
+async def _extend(club: Clockwork) -> None:
+    """A rung more, that was reached before it was there."""
+    rung = {"step_id": "two", "at": 2, "reward": some_points(10)}
+    await club.put(**{**TIGHT, "ladder": [*TIGHT["ladder"], rung]})
+    await club.work("recount")
+
+
 async def _send(books: Books, database: Database, told: list[Message]) -> None:
     """Has a relay send what was announced; what others told is in their streams."""
     client = await streams.connect(books.nats.url, "test")
@@ -230,6 +238,8 @@ FAULTS = {
     "invitees: never told": "UPDATE invitees SET told_version = 9 WHERE invitee_id = 'eve'",
     "invitees: who counts twice": """INSERT INTO invitees SELECT (jsonb_populate_record(i,
         '{"attribution_id": "atr_0", "invitee_id": "nobody"}')).* FROM invitees i WHERE invitee_id = 'ben'""",
+    "ladder: a new rung is not reached": "DELETE FROM steps WHERE step_id = 'two'",
+    "ladder: never counted": "UPDATE invites SET ladder_version = 0 WHERE member_id = 'jan'",
     "ladder: a rung is gone": "DELETE FROM steps WHERE member_id = 'ann' AND step_id = 'one'",
     "ladder: a rung is lost": "UPDATE steps SET lost = true WHERE step_id = 'far'",
     "ladder: a lost rung stands": "UPDATE steps SET lost = false WHERE lost",

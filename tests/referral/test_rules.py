@@ -362,7 +362,7 @@ def test_of_a_fact_that_tells_little_the_rest_is_empty() -> None:
 def test_a_stored_version_is_compiled_as_it_was_put_whatever_would_be_refused_now() -> None:
     campaigns = rules.Campaigns()
     body = message(version=2, ladder=[step(at=2), step("two", at=1)]).SerializeToString()
-    kept = campaigns.keep(body)
+    kept = campaigns.keep(body, 1)
     assert campaigns.get("king", 2) is kept
     assert campaigns.get("king", 1) is None
 
@@ -371,6 +371,6 @@ def test_only_so_many_versions_are_kept_compiled(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(rules, "COMPILED", 2)
     campaigns = rules.Campaigns()
     for version in (1, 2, 3):
-        campaigns.keep(message(version=version).SerializeToString())
+        campaigns.keep(message(version=version).SerializeToString(), 1)
     assert campaigns.get("king", 1) is None
     assert campaigns.get("king", 3) is not None

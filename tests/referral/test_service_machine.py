@@ -1,9 +1,10 @@
 """Whatever members do, and whenever it is told: what they bring comes to what plain reckoning says.
 
-Friends bring one another, order and are refunded. What others tell, and what the service tells itself, comes
-in any order, and some of it twice. Rewards are granted, handed over and refused meanwhile. At the end all has
-come, and everything must be as `plain` reckons it from what was done. Hypothesis drives it over the fold in
-memory, and, for a few examples, over the service on a real database.
+Friends bring one another, order and are refunded; the campaign gets a rung more and a higher cap. What
+others tell, and what the service tells itself, comes in any order, and some of it twice. Rewards are granted,
+handed over and refused meanwhile. At the end all has come, and everything must be as `plain` reckons it from
+what was done. Hypothesis drives it over the fold in memory, and, for a few examples, over the service on a
+real database.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from typing import Any, ClassVar, Protocol
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from loyalty.referral.v1 import referral_service_pb2 as pb
 
 from services.chassis.database import Database
@@ -84,7 +91,19 @@ def king(campaign_id: str) -> pb.Campaign:
         on_drop="ON_DROP_CLAW_BACK",
         signal_limits=[FAST],
         review_score=5,
+        version=1,
     )
+
+
+def grown(put: pb.Campaign) -> pb.Campaign:
+    """Its next version, with one rung more and a cap that is higher."""
+    more = pb.Campaign()
+    more.CopyFrom(put)
+    more.version += 1
+    more.caps.per_day = 3
+    later = more.ladder.add(step_id="later", at=2)
+    later.reward.points.amount = 11
+    return more
 
 
 class Place(Protocol):
@@ -94,6 +113,8 @@ class Place(Protocol):
     def code(self, member: str) -> str: ...
     def profile(self, member: str) -> Profile: ...
     def take_mail(self) -> Sequence[Command]: ...
+    def put(self, campaign: pb.Campaign) -> None: ...
+    def recount(self) -> None: ...
     def grant(self) -> None: ...
     def review_of(self, member: str) -> str | None: ...
     def set_time(self, at: datetime) -> None: ...
@@ -123,6 +144,14 @@ class InMemory:
         """What the service told itself since it was asked last."""
         mail, self.circle.mail = self.circle.mail, []
         return mail
+
+    def put(self, campaign: pb.Campaign) -> None:
+        """Puts the campaign's next version."""
+        self.circle.put(campaign)
+
+    def recount(self) -> None:
+        """Counts again for whom an older version was counted by."""
+        self.circle.recount(self.campaign_id)
 
     def grant(self) -> None:
         """Grants what waited long enough."""
@@ -171,6 +200,14 @@ class InDatabase:
         mail, self._after = self.runner.run(self.club.mail(self.campaign_id, self._after))
         return mail
 
+    def put(self, campaign: pb.Campaign) -> None:
+        """Puts the campaign's next version."""
+        self.runner.run(self.club.put_message(campaign))
+
+    def recount(self) -> None:
+        """Counts again for whom an older version was counted by."""
+        self.runner.run(self.club.recount(self.campaign_id))
+
     def grant(self) -> None:
         """Grants what waited long enough."""
         self.runner.run(self.club.grant(self.campaign_id))
@@ -191,7 +228,7 @@ class Friends(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        put = king(fresh("king"))
+        put = self.put = king(fresh("king"))
         self.campaign_id = put.campaign_id
         self.place: Place = self.open_place(put)
         self.prefix = fresh("f") + "-"
@@ -335,6 +372,20 @@ class Friends(RuleBasedStateMachine):
         )
         self.arrive(command)
 
+    @precondition(lambda self: self.put.version == 1)
+    @rule()
+    def campaign_grows(self) -> None:
+        """The brand puts one rung more, and a higher cap."""
+        self.put = grown(self.put)
+        self.place.put(self.put)
+        self.plain.put = compile_campaign(self.put).campaign
+
+    @rule()
+    def counts_again(self) -> None:
+        """Whoever was counted by the version before is counted again."""
+        self.place.recount()
+        self.mail += self.place.take_mail()
+
     @rule(who=member, verdict=st.sampled_from([Verdict.PASS, Verdict.REJECT]))
     def is_judged(self, who: str, verdict: Verdict) -> None:
         """An operator judges a bond, perhaps anew."""
@@ -357,6 +408,7 @@ class Friends(RuleBasedStateMachine):
         for name in MEMBERS:
             self.arrive(Settle(**self.common(self.prefix + name)))
         self.all_mail_comes(0)
+        self.counts_again()
         for bond in self.plain.bonds:
             self.check_bond(bond)
         for name in MEMBERS:

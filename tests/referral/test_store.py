@@ -179,6 +179,7 @@ def a_campaign(campaign: str, version: int = 1, **more: Any) -> Campaign:
     made = Campaign(
         campaign_id=campaign,
         version=version,
+        ladder_version=version,
         name="Bring them",
         open_time=NOON,
         close_time=NOON + 10 * DAY,

@@ -16,13 +16,14 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from services.chassis.clock import wall
-from services.chassis.database import Database
+from services.chassis.database import Connection, Database
 from services.chassis.ids import bucket
 from services.chassis.jobs import Lease, LeaseLost
 from services.cli.servers import Postgres
-from services.referral import reviewing, service, store, sweeps
+from services.referral import putting, reviewing, service, store, sweeps
 from services.referral.commands import RetryReward, WriteOffReward
 from services.referral.domain.profile import AttributionStatus, RewardStatus
+from services.referral.errors import CapsLowered
 from tests.referral.calls import points as some_points
 from tests.referral.clockwork import Clockwork, make_database
 from tests.support import fresh
@@ -91,6 +92,98 @@ async def test_work_is_done_in_steps_until_nothing_waits(
     assert club.clock.settled_at == club.clock.at
     for member in members:
         assert await club.announced(member) == ["InviteeBound", "InviteeDropped"]
+
+
+# --- counting again -----------------------------------------------------------------------------------
+
+AT_ONE = {"step_id": "first", "at": 1, "reward": some_points(10)}
+AT_TWO = {"step_id": "second", "at": 2, "reward": some_points(20)}
+
+
+async def outdated(club: Clockwork) -> list[tuple[str, str]]:
+    """Who is to be counted again, with the campaign."""
+    async with club.database.read() as connection:
+        return await store.outdated(connection, 100)
+
+
+async def test_a_new_rung_is_reached_by_whoever_has_enough_invitees_already(club: Clockwork) -> None:
+    campaign, inviter, other = await club.put(ladder=[AT_ONE]), fresh("ann"), fresh("ben")
+    await qualified(club, campaign, inviter, 2)
+    await qualified(club, campaign, other, 1)
+    await club.put(campaign_id=campaign.campaign_id, ladder=[AT_ONE, AT_TWO])
+    await club.work("recount")
+    await club.work("grant")
+    assert [reward.step_id for reward in await club.granted(inviter)] == ["first", "second"]
+    assert [reward.step_id for reward in await club.granted(other)] == ["first"]
+    assert len(await club.heard(inviter, epb.StepReached)) == 2
+    assert await outdated(club) == []
+
+
+async def test_who_was_beyond_a_cap_counts_once_it_is_raised(club: Clockwork) -> None:
+    campaign, inviter = await club.put(ladder=[AT_ONE, AT_TWO], caps={"per_day": 1}), fresh("ann")
+    await qualified(club, campaign, inviter, 2)
+    await club.put(campaign_id=campaign.campaign_id, ladder=[AT_ONE, AT_TWO], caps={"per_day": 2})
+    await club.work("recount")
+    assert [reached.step_id for reached in await club.heard(inviter, epb.StepReached)] == ["first", "second"]
+    ranks = (await club.profile(inviter, campaign)).ranks
+    assert ranks[campaign.campaign_id].count == 2
+
+
+async def test_caps_are_not_lowered(club: Clockwork) -> None:
+    campaign = await club.put(caps={"per_day": 3, "per_month": 9})
+    with pytest.raises(CapsLowered) as refusal:
+        await club.put(campaign_id=campaign.campaign_id, caps={"per_day": 4, "per_month": 8, "lifetime": 10})
+    assert refusal.value.metadata == {"caps": "per_month,lifetime"}
+
+
+async def test_nobody_is_counted_again_for_what_changes_nothing(club: Clockwork) -> None:
+    campaign, inviter, stranger = await club.put(ladder=[AT_ONE]), fresh("ann"), fresh("ben")
+    await qualified(club, campaign, inviter, 1)
+    await club.bring(campaign, stranger, fresh("invitee"))  # of whom nobody counts
+    await club.put(campaign_id=campaign.campaign_id, ladder=[AT_ONE], name="Bring more", budget_minor=0)
+    assert await outdated(club) == []
+    await club.put(campaign_id=campaign.campaign_id, ladder=[AT_ONE, AT_TWO])
+    assert await outdated(club) == [(inviter, campaign.campaign_id)]
+    async with club.database.begin() as connection:
+        await putting.close_campaign(
+            connection, club.clock.at, campaign_id=campaign.campaign_id, author="test"
+        )
+    await club.work("recount")
+    assert await outdated(club) == []
+
+
+async def test_inviters_are_counted_again_in_steps(club: Clockwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "RECOUNT_BATCH", 5)
+    campaign, inviters = await club.put(ladder=[AT_ONE]), [fresh("inviter") for _ in range(12)]
+    for inviter in inviters:
+        await qualified(club, campaign, inviter, 1)
+    each = {"step_id": "each", "each_from": 1, "reward": some_points(1)}
+    await club.put(campaign_id=campaign.campaign_id, ladder=[AT_ONE, each])
+    assert await club.work("recount") == 3
+    for inviter in inviters:
+        assert [reached.step_id for reached in await club.heard(inviter, epb.StepReached)] == [
+            "first",
+            "each",
+        ]
+
+
+async def test_who_was_counted_last_by_a_batch_that_knew_an_older_version_is_counted_again(
+    club: Clockwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign, inviter = await club.put(ladder=[AT_ONE]), fresh("ann")
+    await qualified(club, campaign, inviter, 1)
+    await club.put(campaign_id=campaign.campaign_id, ladder=[AT_ONE, AT_TWO])
+    await club.work("recount")
+
+    async def before_it_was_put(_connection: Connection) -> dict[str, int]:
+        return {campaign.campaign_id: 1}
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(store, "campaign_heads", before_it_was_put)
+        await qualified(club, campaign, inviter, 1)
+    assert await outdated(club) == [(inviter, campaign.campaign_id)]
+    await club.work("recount")
+    assert [reached.step_id for reached in await club.heard(inviter, epb.StepReached)] == ["first", "second"]
 
 
 # --- granting -----------------------------------------------------------------------------------------

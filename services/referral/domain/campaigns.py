@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -132,6 +132,11 @@ class Caps:
     per_month: int = MOST_INVITEES
     lifetime: int = MOST_INVITEES
 
+    def below(self, other: Caps) -> list[str]:
+        """Which of them are lower than others'."""
+        mine, others = asdict(self), asdict(other)
+        return [name for name, cap in mine.items() if cap < others[name]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalLimit:
@@ -148,6 +153,8 @@ class Campaign:
 
     campaign_id: str
     version: int
+    ladder_version: int = 0
+    """The version since which who counts, and what that reaches, is as it is in this one."""
     name: str
     open_time: datetime
     close_time: datetime
@@ -186,6 +193,10 @@ class Campaign:
     def open(self, at: datetime) -> bool:
         """Whether members can be bound."""
         return self.open_time <= at < self.close_time
+
+    def counts_as(self, other: Campaign) -> bool:
+        """Whether the same invitees count as in another version, and reach the same."""
+        return (self.ladder, self.caps, self.max_depth) == (other.ladder, other.caps, other.max_depth)
 
     def step(self, step_id: str) -> Step:
         """A step of its ladder."""

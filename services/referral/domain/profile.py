@@ -125,6 +125,8 @@ class Invite:
     group_id: str = ""
     """The group whose newcomer got it; empty where the member asked for it."""
     masked_name: str = ""
+    ladder_version: int = 0
+    """Of the campaign, by which the member's rungs were found last; 0 while nobody ever counted."""
 
 
 class InviteeState(StrEnum):

@@ -104,7 +104,7 @@ async def add_campaign(
     """Keeps a version of a campaign; `body` is its message."""
     c = campaign
     row = (
-        *(c.campaign_id, c.version, c.qualify.kind, c.open_time, c.close_time),
+        *(c.campaign_id, c.version, c.ladder_version, c.qualify.kind, c.open_time, c.close_time),
         *(c.settle_time + c.clawback_window, c.hold_period, author, create_time, body),
     )
     await _ADD_CAMPAIGN.rows(connection, [row])

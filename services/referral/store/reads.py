@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import distinct_on
 
 from services.chassis.database import Connection, Row, Statement
 from services.chassis.ids import bucket
@@ -349,6 +350,39 @@ async def review_page(
     """Reviews as `to_review` reads them, by `review_id`; `resolved` means also those."""
     statement = _REVIEWS if resolved else _UNRESOLVED
     return await statement.fetch(connection, campaign=campaign_id, after=after, most=most)
+
+
+# --- who is to be counted again -------------------------------------------------------------------------
+
+
+def _outdated_statement() -> Statement:
+    """Of each campaign's latest version a range of an index."""
+    c, i = t.campaigns.c, t.invites.c
+    latest = (
+        sa.select(c.campaign_id, c.ladder_version)
+        .ext(distinct_on(c.campaign_id))
+        .order_by(c.campaign_id, c.version.desc())
+        .subquery("latest")
+    )
+    behind = (
+        sa.select(i.member_id)
+        .where(i.campaign_id == latest.c.campaign_id)
+        .where(i.ladder_version > _NOTHING, i.ladder_version < latest.c.ladder_version)
+        .limit(_MOST)
+        .lateral("behind")
+    )
+    return Statement(
+        sa.select(behind.c.member_id, latest.c.campaign_id).join_from(latest, behind, sa.true()).limit(_MOST)
+    )
+
+
+_OUTDATED = _outdated_statement()
+
+
+async def outdated(connection: Connection, most: int) -> list[tuple[str, str]]:
+    """Inviters, with the campaign, whose rungs were found by other rungs or caps than its latest ones."""
+    rows = await _OUTDATED.fetch(connection, most=most)
+    return [(row["member_id"], row["campaign_id"]) for row in rows]
 
 
 # --- leaderboards -------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def invite_rows(member_id: str, _name: object, i: Invite) -> list[Values]:
     return [
         (
             *(bucket(member_id), member_id, i.campaign_id, i.campaign_version, i.code),
-            *(i.create_time, i.group_id, i.masked_name),
+            *(i.create_time, i.group_id, i.masked_name, i.ladder_version),
         )
     ]
 

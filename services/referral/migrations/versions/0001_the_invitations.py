@@ -101,6 +101,7 @@ def upgrade() -> None:
         "campaigns",
         sa.Column("campaign_id", sa.Text(), nullable=False),
         sa.Column("version", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("ladder_version", sa.BigInteger(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("open_time", postgresql.TIMESTAMP(timezone=True), nullable=False),
         sa.Column("close_time", postgresql.TIMESTAMP(timezone=True), nullable=False),
@@ -111,7 +112,7 @@ def upgrade() -> None:
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.CheckConstraint("kind IN ('ORDER', 'CARD', 'GROUP', 'REGISTRATION')", name="campaigns_kind"),
         sa.CheckConstraint("open_time < close_time AND close_time <= last_time", name="campaigns_times"),
-        sa.CheckConstraint("version > 0", name="campaigns_version"),
+        sa.CheckConstraint("ladder_version BETWEEN 1 AND version", name="campaigns_version"),
         sa.PrimaryKeyConstraint("campaign_id", "version", name=op.f("campaigns_key")),
     )
     op.create_table(
@@ -232,7 +233,15 @@ def upgrade() -> None:
         sa.Column("create_time", postgresql.TIMESTAMP(timezone=True), nullable=False),
         sa.Column("group_id", sa.Text(), nullable=False),
         sa.Column("masked_name", sa.Text(), nullable=False),
+        sa.Column("ladder_version", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("bucket", "member_id", "campaign_id", name=op.f("invites_key")),
+    )
+    op.create_index(
+        "invites_by_ladder",
+        "invites",
+        ["campaign_id", "ladder_version"],
+        unique=False,
+        postgresql_where=sa.text("ladder_version > 0"),
     )
     op.create_table(
         "jobs",

@@ -319,10 +319,13 @@ class ReferralServiceServicer:
 
     def PutCampaign(self, request, context):
         """Puts the next version of a campaign, validated whole. Who is bound keeps the version of the bind, and a
-        rung that was reached that of its time; new rungs, the caps and the budget are those of the latest.
+        rung that was reached that of its time; new rungs, the caps and the budget are those of the latest. Where
+        rungs or caps changed, all inviters are counted again in the background, so who has enough invitees
+        for a new rung reaches it; caps only rise, so nobody who counts ceases to.
         Errors: INVALID_ARGUMENT `CAMPAIGN_INVALID` (each fault with its field and place) | `MULTI_LEVEL` (more
         than two levels), FAILED_PRECONDITION `BUDGET_SPENT` (the budget is below what was granted; metadata
-        `granted_minor`) | `CURRENCY_FIXED` (metadata `currency_code`). Idempotent per caller.
+        `granted_minor`) | `CAPS_LOWERED` (metadata `caps`, their names) | `CURRENCY_FIXED` (metadata
+        `currency_code`). Idempotent per caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -116,10 +116,13 @@ class ReferralServiceStub:
     """
     PutCampaign: _grpc.UnaryUnaryMultiCallable[_referral_service_pb2.PutCampaignRequest, _referral_service_pb2.Campaign]
     """Puts the next version of a campaign, validated whole. Who is bound keeps the version of the bind, and a
-    rung that was reached that of its time; new rungs, the caps and the budget are those of the latest.
+    rung that was reached that of its time; new rungs, the caps and the budget are those of the latest. Where
+    rungs or caps changed, all inviters are counted again in the background, so who has enough invitees
+    for a new rung reaches it; caps only rise, so nobody who counts ceases to.
     Errors: INVALID_ARGUMENT `CAMPAIGN_INVALID` (each fault with its field and place) | `MULTI_LEVEL` (more
     than two levels), FAILED_PRECONDITION `BUDGET_SPENT` (the budget is below what was granted; metadata
-    `granted_minor`) | `CURRENCY_FIXED` (metadata `currency_code`). Idempotent per caller.
+    `granted_minor`) | `CAPS_LOWERED` (metadata `caps`, their names) | `CURRENCY_FIXED` (metadata
+    `currency_code`). Idempotent per caller.
     """
     GetCampaign: _grpc.UnaryUnaryMultiCallable[_referral_service_pb2.GetCampaignRequest, _referral_service_pb2.Campaign]
     """Reads the latest version of a campaign, or one version. Errors: NOT_FOUND `CAMPAIGN_UNKNOWN`."""
@@ -239,10 +242,13 @@ class ReferralServiceAsyncStub(ReferralServiceStub):
     """
     PutCampaign: _aio.UnaryUnaryMultiCallable[_referral_service_pb2.PutCampaignRequest, _referral_service_pb2.Campaign]  # type: ignore[assignment]
     """Puts the next version of a campaign, validated whole. Who is bound keeps the version of the bind, and a
-    rung that was reached that of its time; new rungs, the caps and the budget are those of the latest.
+    rung that was reached that of its time; new rungs, the caps and the budget are those of the latest. Where
+    rungs or caps changed, all inviters are counted again in the background, so who has enough invitees
+    for a new rung reaches it; caps only rise, so nobody who counts ceases to.
     Errors: INVALID_ARGUMENT `CAMPAIGN_INVALID` (each fault with its field and place) | `MULTI_LEVEL` (more
     than two levels), FAILED_PRECONDITION `BUDGET_SPENT` (the budget is below what was granted; metadata
-    `granted_minor`) | `CURRENCY_FIXED` (metadata `currency_code`). Idempotent per caller.
+    `granted_minor`) | `CAPS_LOWERED` (metadata `caps`, their names) | `CURRENCY_FIXED` (metadata
+    `currency_code`). Idempotent per caller.
     """
     GetCampaign: _aio.UnaryUnaryMultiCallable[_referral_service_pb2.GetCampaignRequest, _referral_service_pb2.Campaign]  # type: ignore[assignment]
     """Reads the latest version of a campaign, or one version. Errors: NOT_FOUND `CAMPAIGN_UNKNOWN`."""
@@ -455,10 +461,13 @@ class ReferralServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_referral_service_pb2.Campaign, _abc.Awaitable[_referral_service_pb2.Campaign]]:
         """Puts the next version of a campaign, validated whole. Who is bound keeps the version of the bind, and a
-        rung that was reached that of its time; new rungs, the caps and the budget are those of the latest.
+        rung that was reached that of its time; new rungs, the caps and the budget are those of the latest. Where
+        rungs or caps changed, all inviters are counted again in the background, so who has enough invitees
+        for a new rung reaches it; caps only rise, so nobody who counts ceases to.
         Errors: INVALID_ARGUMENT `CAMPAIGN_INVALID` (each fault with its field and place) | `MULTI_LEVEL` (more
         than two levels), FAILED_PRECONDITION `BUDGET_SPENT` (the budget is below what was granted; metadata
-        `granted_minor`) | `CURRENCY_FIXED` (metadata `currency_code`). Idempotent per caller.
+        `granted_minor`) | `CAPS_LOWERED` (metadata `caps`, their names) | `CURRENCY_FIXED` (metadata
+        `currency_code`). Idempotent per caller.
         """
 
     @_abc_1.abstractmethod

@@ -21,6 +21,8 @@ from services.referral.errors import WrongKind
 from services.referral.steps import Step
 from services.referral.store import Review
 
+BY_SCORE = "~score"  # who rejects what is beyond the limit; no caller's name begins so
+
 # --- facts --------------------------------------------------------------------------------------------
 
 
@@ -107,8 +109,8 @@ def judge(step: Step, campaign_id: str) -> None:
     if now is was:
         return
     step.keep(now)
-    if now.verdict is Verdict.REVIEW and was.verdict is not Verdict.REVIEW:
-        _open_review(step, now, fraud.score(compiled.campaign, now.signals))
+    if was.verdict is Verdict.PASS and now.verdict is not Verdict.PASS:
+        _show(step, now, fraud.score(compiled.campaign, now.signals))
     match standing.news(was):
         case News.BOUND:
             step.announce_bond(now, events.invitee_bound, occur=now.bind_time)
@@ -120,7 +122,8 @@ def judge(step: Step, campaign_id: str) -> None:
             step.announce_bond(now, events.invitee_dropped)
 
 
-def _open_review(step: Step, bond: Attribution, score: int) -> None:
+def _show(step: Step, bond: Attribution, score: int) -> None:
+    """Shows a suspicious bond to operators, to be judged, or judged by its score until one says otherwise."""
     review = Review(
         review_id=new_id("rvw"),
         member_id=step.profile.member_id,
@@ -131,6 +134,8 @@ def _open_review(step: Step, bond: Attribution, score: int) -> None:
         signals=bond.signals,
         create_time=step.at,
     )
+    if bond.verdict is Verdict.REJECT:
+        review = replace(review, verdict=Verdict.REJECT, resolve_time=step.at, resolved_by=BY_SCORE)
     step.reviews[review.review_id] = review
 
 

@@ -113,8 +113,20 @@ def test_a_bond_beyond_the_limit_never_counts_and_the_caller_is_not_told(referra
     campaign, inviter = made(referral, signal_limits=DEVICE, reject_score=50), fresh("inviter")
     suspicious(referral, campaign, inviter)
     eventually(lambda: progress(referral, campaign, inviter).rejected == 1)
-    assert not reviews(referral, campaign, include_resolved=True)
+    assert not reviews(referral, campaign)
     assert not rewards(referral, inviter)
+
+
+def test_what_its_score_rejected_counts_once_an_operator_passes_it(referral: Referral) -> None:
+    campaign, inviter = made(referral, signal_limits=DEVICE, reject_score=50), fresh("inviter")
+    member = suspicious(referral, campaign, inviter)
+    eventually(lambda: progress(referral, campaign, inviter).rejected == 1)
+    [review] = reviews(referral, campaign, include_resolved=True)
+    assert (review.member_id, review.status) == (member, pb.REVIEW_STATUS_REJECTED)
+    assert (review.score, review.resolved_by) == (50, "~score")
+    resolve(referral, review, pb.REVIEW_STATUS_PASSED)
+    assert until_granted(referral, inviter).status == pb.REWARD_STATUS_GRANTED
+    assert progress(referral, campaign, inviter).rejected == 0
 
 
 def test_a_review_that_is_not_there_is_unknown(referral: Referral) -> None:

@@ -318,8 +318,9 @@ async def test_who_comes_with_a_device_that_others_came_with_waits_whichever_pro
         campaign,
     )
     assert {row["verdict"]: row["n"] for row in rows} == {"PASS": 3, "REVIEW": 1, "REJECT": 2}
-    reviews = await clubs[0].fetch("SELECT signals FROM reviews WHERE campaign_id = $1", campaign)
-    assert [row["signals"] for row in reviews] == ['["DEVICE"]']
+    reviews = await clubs[0].fetch("SELECT verdict, signals FROM reviews WHERE campaign_id = $1", campaign)
+    shown = Counter((row["verdict"], row["signals"]) for row in reviews)
+    assert shown == {("", '["DEVICE"]'): 1, ("REJECT", '["VELOCITY"]'): 2}
 
 
 # --- the operators ------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Review:
-    """A bond that an operator has to judge, or has judged."""
+    """A suspicious bond that an operator has to judge, or that was judged, by one or by its score."""
 
     review_id: str
     member_id: str

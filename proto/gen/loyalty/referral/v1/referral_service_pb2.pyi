@@ -614,7 +614,7 @@ class Campaign(_message.Message):
     review_score: _builtins.int
     """From this score on a bond waits for an operator; 0 means never."""
     reject_score: _builtins.int
-    """From this score on a bond never counts; 0 means never."""
+    """From this score on a bond does not count, unless an operator judges otherwise; 0 means never."""
     on_drop: Global___OnDrop.ValueType
     """What becomes of a granted reward when its rung is lost."""
     auto_invite_scheme_id: _builtins.str
@@ -1090,7 +1090,7 @@ class Review(_message.Message):
     status: Global___ReviewStatus.ValueType
     """Where it stands."""
     resolved_by: _builtins.str
-    """Who judged it last: the subject of the caller's token."""
+    """Who judged it last: the subject of the caller's token, or `~score` where its score rejected it."""
     note: _builtins.str
     """What was noted with it."""
     @_builtins.property

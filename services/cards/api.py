@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from loyalty.cards.v1 import cards_service_pb2 as pb
 from loyalty.cards.v1.cards_service_pb2_grpc import CardsServiceServicer
 
-from services.cards import codes, events, messages, putting, rules, selling, service, store, wechat
+from services.cards import codes, messages, putting, rules, selling, service, store, wechat
 from services.cards.batches import Batches, Visit
 from services.cards.channels import PayChannel
 from services.cards.codes import Guesses
@@ -177,7 +177,7 @@ class CardsApi(CardsServiceServicer):
             kept = await store.order(connection, request.member_id, request.order_id)
         if kept is None:
             raise CardOrderUnknown(order_id=request.order_id)
-        return events.card_order(request.member_id, kept, self._clock.now())
+        return messages.card_order(request.member_id, kept, self._clock.now())
 
     async def ConfirmPayment(
         self, request: pb.ConfirmPaymentRequest, context: Context
@@ -297,7 +297,7 @@ class CardsApi(CardsServiceServicer):
             rows,
             size,
             "family",
-            lambda row: messages.card(request.member_id, row, now, self._terms.zone),
+            lambda row: messages.card(request.member_id, store.to_whole_card(row), now, self._terms.zone),
         )
         return pb.ListMemberCardsResponse(cards=cards, next_page_token=token)
 
@@ -306,7 +306,7 @@ class CardsApi(CardsServiceServicer):
         now = self._clock.now()
         async with self._database.read() as connection:
             kept = await _card(connection, request, now)
-        return events.card(request.member_id, kept, now, self._terms.zone)
+        return messages.card(request.member_id, kept, now, self._terms.zone)
 
     async def GetSavings(self, request: pb.GetSavingsRequest, context: Context) -> pb.Savings:
         """See the contract."""
@@ -327,7 +327,7 @@ class CardsApi(CardsServiceServicer):
                 self._terms,
                 at=self._clock.now(),
             )
-        return events.refund_quote(quote, kept.currency_code)
+        return messages.refund_quote(quote, kept.currency_code)
 
     async def RefundCard(self, request: pb.RefundCardRequest, context: Context) -> pb.RefundCardResponse:
         """See the contract."""
@@ -360,13 +360,13 @@ class CardsApi(CardsServiceServicer):
     ) -> pb.CheckEntitlementsResponse:
         """See the contract."""
         visit = Visit(request.member_id, request.store_id, request.channel, instant_of(request, "at_time"))
-        return events.entitlements(await self._batches.entitlements.submit(visit))
+        return messages.entitlements(await self._batches.entitlements.submit(visit))
 
     async def QuoteOrder(self, request: pb.QuoteOrderRequest, context: Context) -> pb.Quote:
         """See the contract."""
         bill = rules.read_order(request.order)
         price = await self._batches.price(request.member_id, bill, instant_of(request, "at_time"))
-        return events.quote(price.quote, bill.currency_code)
+        return messages.quote(price.quote, bill.currency_code)
 
     async def RedeemBenefits(
         self, request: pb.RedeemBenefitsRequest, context: Context
@@ -456,7 +456,7 @@ class CardsApi(CardsServiceServicer):
                 rows,
                 size,
                 "order_id",
-                lambda row: events.card_order(member_id, store.to_order(row), now),
+                lambda row: messages.card_order(member_id, store.to_order(row), now),
             )
             payments = await store.payments_of(connection, member_id, [order.order_id for order in orders])
             answer = pb.ExportMemberResponse(
@@ -474,14 +474,16 @@ class CardsApi(CardsServiceServicer):
     ) -> None:
         """Adds what the first page has beside orders."""
         cards = await store.card_page(connection, member_id, now, None, EXPORTED)
-        answer.cards.extend(messages.card(member_id, row, now, self._terms.zone) for row in cards)
+        answer.cards.extend(
+            messages.card(member_id, store.to_whole_card(row), now, self._terms.zone) for row in cards
+        )
         astray = await store.payments_astray(connection, member_id, EXPORTED)
         answer.payments.extend(map(messages.payment, astray))
         uses = await store.redemption_page(connection, member_id, None, EXPORTED)
-        answer.redemptions.extend(events.redemption(store.to_use(row), now) for row in uses)
+        answer.redemptions.extend(messages.redemption(store.to_use(row), now) for row in uses)
         for kept in await store.open_renewals(connection, member_id):
             if now < kept.renewal.charge_until:
-                answer.renewals.append(events.renewal(kept, now, self._terms.zone))
+                answer.renewals.append(messages.renewal(kept, now, self._terms.zone))
 
     async def EraseMember(self, request: pb.EraseMemberRequest, context: Context) -> pb.EraseMemberResponse:
         """See the contract."""

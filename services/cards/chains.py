@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from loyalty.cards.v1 import cards_service_pb2 as pb
 
-from services.cards import events, orders, renewing
+from services.cards import events, messages, orders, renewing
 from services.cards.commands import ClawBack, FreezeCard, GrantReward, RefundCard, ResumeCard
 from services.cards.domain import cards, refunds
 from services.cards.domain.cards import Card, Ending, Purchase, Segment
@@ -221,7 +221,7 @@ def refund(step: Step, command: RefundCard) -> pb.RefundCardResponse:
     _pay_back(step, kept, quote.minor)
     _changed(step, kept)
     return pb.RefundCardResponse(
-        quote=events.refund_quote(quote, kept.currency_code), card=shown(step, kept.card_id)
+        quote=messages.refund_quote(quote, kept.currency_code), card=shown(step, kept.card_id)
     )
 
 
@@ -258,7 +258,7 @@ def make_due(
 
 def shown(step: Step, card_id: str) -> pb.Card:
     """A card as the contract shows it."""
-    return events.card(step.wallet.member_id, step.card(card_id), step.at, step.zone)
+    return messages.card(step.wallet.member_id, step.card(card_id), step.at, step.zone)
 
 
 # --- by the clock -------------------------------------------------------------------------------------

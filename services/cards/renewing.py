@@ -14,7 +14,7 @@ from functools import partial
 
 from loyalty.cards.v1 import cards_service_pb2 as pb
 
-from services.cards import events, orders
+from services.cards import events, messages, orders
 from services.cards.commands import CancelAutoRenew, RecordNotice, SetAutoRenew
 from services.cards.domain import payments, renewals
 from services.cards.domain.cards import CardStatus, Segment
@@ -66,7 +66,7 @@ def set_auto_renew(step: Step, command: SetAutoRenew) -> pb.Renewal:
     follow(step, card.card_id)
     signed = _open(step, card.card_id)
     assert signed is not None  # noqa: S101 - a card that runs has an end to renew
-    return events.renewal(signed, step.at, step.zone)
+    return messages.renewal(signed, step.at, step.zone)
 
 
 def record_notice(step: Step, command: RecordNotice) -> pb.Renewal:
@@ -89,7 +89,7 @@ def record_notice(step: Step, command: RecordNotice) -> pb.Renewal:
     )
     kept = replace(kept, renewal=noticed, order_id=order.order_id, medium=command.medium)
     step.keep(kept)
-    return events.renewal(kept, step.at, step.zone)
+    return messages.renewal(kept, step.at, step.zone)
 
 
 def cancel_auto_renew(step: Step, command: CancelAutoRenew) -> pb.CancelAutoRenewResponse:
@@ -97,8 +97,8 @@ def cancel_auto_renew(step: Step, command: CancelAutoRenew) -> pb.CancelAutoRene
     ended = end(step, command.card_id)
     card = step.card(command.card_id)
     return pb.CancelAutoRenewResponse(
-        card=events.card(step.wallet.member_id, card, step.at, step.zone),
-        renewal=None if ended is None else events.renewal(ended, step.at, step.zone),
+        card=messages.card(step.wallet.member_id, card, step.at, step.zone),
+        renewal=None if ended is None else messages.renewal(ended, step.at, step.zone),
     )
 
 

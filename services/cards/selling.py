@@ -13,7 +13,7 @@ from datetime import datetime
 
 from loyalty.cards.v1 import cards_service_pb2 as pb
 
-from services.cards import chains, codes, events, orders, renewing
+from services.cards import chains, codes, events, messages, orders, renewing
 from services.cards.commands import (
     ActivateGift,
     CancelOrder,
@@ -74,7 +74,7 @@ def place_order(step: Step, command: PlaceOrder) -> pb.CardOrder:
     )
     if not price:  # the credit pays it
         order = _pay(step, order, step.at)
-    return events.card_order(command.member_id, order, step.at)
+    return messages.card_order(command.member_id, order, step.at)
 
 
 def gift_order(step: Step, command: GiftOrder) -> pb.GiftCardResponse:
@@ -98,7 +98,7 @@ def gift_order(step: Step, command: GiftOrder) -> pb.GiftCardResponse:
     )
     step.gifts[claim.code_hash] = claim
     return pb.GiftCardResponse(
-        order=events.card_order(command.member_id, order, step.at),
+        order=messages.card_order(command.member_id, order, step.at),
         claim_until_time=timestamp(claim.claim_until),
     )
 
@@ -114,7 +114,7 @@ def cancel_order(step: Step, command: CancelOrder) -> pb.CardOrder:
         kept = orders.end(step, kept, cancelled)
         if kept.renewal_id:  # it could only be charged by this order
             renewing.end(step, kept.card_id)
-    return events.card_order(command.member_id, kept, step.at)
+    return messages.card_order(command.member_id, kept, step.at)
 
 
 def _live(step: Step, family: str) -> list[cards.Segment]:
@@ -176,7 +176,7 @@ def confirm_payment(step: Step, command: ConfirmPayment) -> pb.ConfirmPaymentRes
         if kept.card_id and not kept.gift:
             answer.card.CopyFrom(chains.shown(step, kept.card_id))
     if kept is not None:
-        answer.order.CopyFrom(events.card_order(command.member_id, kept, step.at))
+        answer.order.CopyFrom(messages.card_order(command.member_id, kept, step.at))
     return answer
 
 

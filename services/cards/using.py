@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 from loyalty.cards.v1 import cards_service_pb2 as pb
 
-from services.cards import events, rules
+from services.cards import events, messages, rules
 from services.cards.commands import ConfirmUses, OrderRefunded, Redeem, ReverseUses, Solved
 from services.cards.domain import quotas, search
 from services.cards.domain.basket import Quote, Taken
@@ -119,7 +119,7 @@ def redeem(step: Step, command: Redeem) -> pb.RedeemBenefitsResponse:
     )
     step.keep(basket)
     return pb.RedeemBenefitsResponse(
-        redemptions=_shown(step, kept), quote=events.quote(quote, bill.currency_code)
+        redemptions=_shown(step, kept), quote=messages.quote(quote, bill.currency_code)
     )
 
 
@@ -269,7 +269,7 @@ def _live(step: Step, basket: Basket) -> list[KeptUse]:
 
 
 def _shown(step: Step, uses: Sequence[KeptUse]) -> list[pb.Redemption]:
-    return [events.redemption(kept, step.at) for kept in uses]
+    return [messages.redemption(kept, step.at) for kept in uses]
 
 
 def _window(use: Use) -> tuple[str, str, str]:

@@ -19,7 +19,7 @@ from services.chassis.gather import MAX_BATCH
 from services.chassis.ids import bucket
 from services.chassis.requests import Operators
 from services.chassis.timestamps import instant, instant_of, timestamp
-from services.groups import closing, events, messages, opening, putting, rules, service, store
+from services.groups import closing, messages, opening, putting, rules, service, store
 from services.groups.batches import Batches
 from services.groups.chats import Chats
 from services.groups.closing import Closing
@@ -93,7 +93,7 @@ METHODS = {
     f"{SERVICE}EraseMember": Access(ADMIN),
 }
 
-_STATUSES = {number: status for status, number in events.GROUP_STATUSES.items()}
+_STATUSES = {number: status for status, number in messages.GROUP_STATUSES.items()}
 _KINDS = {pb.SchemeKind.Value(f"SCHEME_KIND_{kind}"): kind for kind in SchemeKind}
 
 
@@ -183,8 +183,8 @@ class GroupsApi(GroupsServiceServicer):
             size,
             "membership_id",
             lambda row: pb.MemberGroup(
-                membership=messages.membership(row, kinds, now),
-                group=events.group(groups[row["group_id"]], kinds[row["scheme_id"]], now),
+                membership=messages.kept_membership(row, kinds, now),
+                group=messages.group(groups[row["group_id"]], kinds[row["scheme_id"]], now),
             ),
         )
         return pb.ListMemberGroupsResponse(groups=found, next_page_token=token)
@@ -203,7 +203,7 @@ class GroupsApi(GroupsServiceServicer):
             rows = await store.group_members(connection, request.group_id, _key(after), size + 1, now)
             kinds = await self._kinds(connection)
         found, token = pagination.fill(
-            question, rows, size, "member_id", lambda row: messages.membership(row, kinds, now)
+            question, rows, size, "member_id", lambda row: messages.kept_membership(row, kinds, now)
         )
         return pb.ListGroupMembersResponse(memberships=found, next_page_token=token)
 
@@ -235,7 +235,7 @@ class GroupsApi(GroupsServiceServicer):
             rows,
             size,
             "group_id",
-            lambda row: events.group(store.to_group(row), kinds[row["scheme_id"]], now),
+            lambda row: messages.group(store.to_group(row), kinds[row["scheme_id"]], now),
         )
         return pb.ListGroupsResponse(groups=groups, next_page_token=token)
 
@@ -325,7 +325,7 @@ class GroupsApi(GroupsServiceServicer):
 
     async def _shown(self, connection: Connection, group: Group) -> pb.Group:
         kinds = await self._kinds(connection)
-        return events.group(group, kinds[group.scheme_id], self._clock.now())
+        return messages.group(group, kinds[group.scheme_id], self._clock.now())
 
     async def _kinds(self, connection: Connection) -> dict[str, SchemeKind]:
         """The kinds of all schemes, by id."""
@@ -423,7 +423,7 @@ class GroupsApi(GroupsServiceServicer):
             rows = await store.site_page(
                 connection, request.city or None, request.include_closed, after, size + 1
             )
-        sites, token = pagination.fill(question, rows, size, "site_id", messages.site)
+        sites, token = pagination.fill(question, rows, size, "site_id", messages.kept_site)
         return pb.ListSitesResponse(sites=sites, next_page_token=token)
 
     # --- schemes and the programme --------------------------------------------------------------------
@@ -532,7 +532,7 @@ class GroupsApi(GroupsServiceServicer):
         rows = await store.membership_page(connection, profile.member_id, True, None, EXPORTED)
         kinds = await self._kinds(connection)
         for row in rows:
-            answer.memberships.add(membership=messages.membership(row, kinds, now), cell=row["cell"])
+            answer.memberships.add(membership=messages.kept_membership(row, kinds, now), cell=row["cell"])
         tags, facts = messages.known(profile, compiled, now, self._lore.terms.zone)
         answer.tags.extend(tags)
         answer.facts.CopyFrom(facts)
@@ -595,7 +595,7 @@ async def _site(connection: Connection, site_id: str) -> pb.Site:
     rows = await store.sites(connection, [site_id])
     if not rows:
         raise SiteUnknown(site_id=site_id)
-    return messages.site(rows[0])
+    return messages.kept_site(rows[0])
 
 
 def _key(member_id: str | None) -> store.MemberKey:

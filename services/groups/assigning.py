@@ -9,7 +9,7 @@ from loyalty.groups.v1 import groups_service_pb2 as pb
 
 from services.chassis.errors import FailedPrecondition, NotFound
 from services.chassis.ids import own_request_id
-from services.groups import choosing, events, moving, relocating
+from services.groups import choosing, events, messages, moving, relocating
 from services.groups.choosing import Option
 from services.groups.commands import AssignMember, ClawBack, GrantReward
 from services.groups.domain.coordinates import Point, coarse_cell
@@ -216,10 +216,10 @@ def _taken(step: Step, option: Option, group: Group) -> pb.AssignStep:
 def _shown(step: Step, command: AssignMember, membership: Membership, way: Way) -> pb.Assignment:
     """A seat as the contract shows it."""
     scheme, group = step.scheme(membership.scheme_id), step.group_of(membership)
-    shown = events.membership(step.profile.member_id, membership, scheme.kind, step.at)
+    shown = messages.membership(step.profile.member_id, membership, scheme.kind, step.at)
     return pb.Assignment(
         membership=shown,
-        group=events.group(group, scheme.kind, step.at),
+        group=messages.group(group, scheme.kind, step.at),
         distance_m=_here(step, command, membership).distance_m,
         basis=shown.basis,
         explanation=way,

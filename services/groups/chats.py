@@ -16,7 +16,7 @@ from services.chassis.gather import MAX_BATCH
 from services.chassis.ids import own_request_id
 from services.chassis.jobs import Job, Lease
 from services.chassis.telemetry import TRACEPARENT
-from services.groups import events, opening, store
+from services.groups import messages, opening, store
 from services.groups.batches import Batches
 from services.groups.commands import JoinGroup, LeaveGroup
 from services.groups.domain.profile import Ending
@@ -151,7 +151,7 @@ class Chats:
     async def _shown(self, connection: Connection, group_id: str) -> pb.Group:
         group = (await store.groups(connection, [group_id]))[group_id]
         scheme = await self._scheme(connection, group)
-        return events.group(group, scheme.kind, self._clock.now())
+        return messages.group(group, scheme.kind, self._clock.now())
 
     async def _scheme(self, connection: Connection, group: Group) -> Scheme:
         return (await self._lore.schemes(connection))[group.scheme_id].scheme

@@ -1,10 +1,9 @@
-"""Domain facts as messages: what is announced of members and groups, and how they read in the contract."""
+"""Domain facts as messages: what is announced of members and groups."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -19,22 +18,16 @@ from services.groups.domain.profile import (
     Ending,
     LapseReason,
     Membership,
-    MembershipStatus,
     MoveReason,
     Tag,
 )
 from services.groups.domain.schemes import Scheme, SchemeKind
-from services.groups.domain.seats import DissolveReason, Group, GroupStatus, OpenReason
-from services.groups.domain.sites import Site
+from services.groups.domain.seats import DissolveReason, Group, OpenReason
 
 STREAM = "GROUPS"
 SUBJECTS = ("loyalty.groups.v1.>",)
 LONGEST_TEXT = 4000  # characters; names that are filled in make a text longer than it was put
 
-GROUP_STATUSES = {status: pb.GroupStatus.Value(f"GROUP_STATUS_{status}") for status in GroupStatus}
-MEMBERSHIP_STATUSES = {
-    status: pb.MembershipStatus.Value(f"MEMBERSHIP_STATUS_{status}") for status in MembershipStatus
-}
 BASES = {basis: pb.AssignBasis.Value(f"ASSIGN_BASIS_{basis}") for basis in Basis}
 LEAVE_REASONS = {ending: epb.MemberLeaveReason.Value(f"MEMBER_LEAVE_REASON_{ending}") for ending in Ending}
 MOVE_REASONS = {reason: epb.MemberMoveReason.Value(f"MEMBER_MOVE_REASON_{reason}") for reason in MoveReason}
@@ -45,81 +38,14 @@ DISSOLVE_REASONS = {
 }
 
 
-def _segment_id(kind: SchemeKind, anchor: str) -> str:
+def segment_id(kind: SchemeKind, anchor: str) -> str:
+    """The segment of a group, or of a membership in one, by its anchor; empty where that is none."""
     return anchor if kind is SchemeKind.BY_TAG else ""
 
 
-def _inviter_id(kind: SchemeKind, anchor: str) -> str:
+def inviter_id(kind: SchemeKind, anchor: str) -> str:
+    """The inviter of a group by its anchor; empty where that is none."""
     return anchor if kind is SchemeKind.INVITE else ""
-
-
-# --- groups -------------------------------------------------------------------------------------------
-
-
-def group(one: Group, kind: SchemeKind, at: datetime) -> pb.Group:
-    """A group as of an instant: one whose time is over is no more, though nobody dissolved it yet."""
-    over = one.close_time is not None and one.close_time <= at
-    return pb.Group(
-        group_id=one.group_id,
-        scheme_id=one.scheme_id,
-        scheme_version=one.scheme_version,
-        site_id=one.site_id,
-        segment_id=_segment_id(kind, one.anchor),
-        inviter_id=_inviter_id(kind, one.anchor),
-        seq=one.seq,
-        name=one.name,
-        capacity=one.capacity,
-        seats=one.room,
-        seats_taken=one.seats_taken,
-        overbooked=one.overbooked,
-        status=pb.GROUP_STATUS_DISSOLVED if over else GROUP_STATUSES[one.status],
-        chat_id=one.chat_id,
-        entry_link=one.entry_link,
-        open_time=timestamp(one.open_time),
-        close_time=timestamp_of(one.close_time),
-        sale_time=timestamp_of(one.sale_time),
-        previous_group_id=one.previous_group_id,
-        next_occasion_time=None if over else timestamp_of(one.next_occasion_time),
-        version=one.version,
-    )
-
-
-def membership(member_id: str, one: Membership, kind: SchemeKind, at: datetime) -> pb.Membership:
-    """A membership as of an instant: a seat whose time is over has lapsed, though nobody gave it up yet."""
-    expire = one.seat_expire_time if one.status is MembershipStatus.ASSIGNED else None
-    lapsed = expire is not None and expire <= at
-    return pb.Membership(
-        membership_id=one.membership_id,
-        member_id=member_id,
-        scheme_id=one.scheme_id,
-        group_id=one.group_id,
-        site_id=one.site_id,
-        segment_id=_segment_id(kind, one.anchor),
-        number=one.number,
-        status=pb.MEMBERSHIP_STATUS_LAPSED if lapsed else MEMBERSHIP_STATUSES[one.status],
-        basis=BASES[one.basis],
-        entry_source=one.entry_source,
-        assign_time=timestamp(one.assign_time),
-        seat_expire_time=None if lapsed else timestamp_of(expire),
-        join_time=timestamp_of(one.join_time),
-        end_time=timestamp_of(expire if lapsed else one.end_time),
-        lost_condition=one.lost_condition,
-    )
-
-
-def site(one: Site, update_time: datetime | None) -> pb.Site:
-    """A site, by WGS84."""
-    return pb.Site(
-        site_id=one.site_id,
-        name=one.name,
-        city=one.city,
-        location=pb.Location(
-            latitude=one.point.latitude, longitude=one.point.longitude, datum=pb.DATUM_WGS84
-        ),
-        priority=one.priority,
-        closed=not one.open,
-        update_time=timestamp_of(update_time),
-    )
 
 
 def upcoming_benefits(occurrences: Sequence[Occurrence]) -> list[epb.UpcomingBenefit]:
@@ -133,20 +59,6 @@ def upcoming_benefits(occurrences: Sequence[Occurrence]) -> list[epb.UpcomingBen
         )
         for one in occurrences
     ]
-
-
-# --- what is known ------------------------------------------------------------------------------------
-
-
-def tag(one: Tag) -> pb.Tag:
-    """Something known of a member."""
-    return pb.Tag(
-        key=one.key,
-        value=one.value,
-        source=one.source,
-        expire_time=timestamp_of(one.expire_time),
-        set_time=timestamp(one.set_time),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +107,7 @@ def member_assigned(about: About, assigned: tuple[Membership, Group, SchemeKind,
         entry_source=one.entry_source,
         seat_expire_time=timestamp_of(one.seat_expire_time),
         welcome=welcome[:LONGEST_TEXT],
-        segment_id=_segment_id(kind, one.anchor),
+        segment_id=segment_id(kind, one.anchor),
     )
 
 
@@ -227,7 +139,7 @@ def member_joined(about: About, joined: Joined) -> Event:
         overbooked=joined.overbooked,
         welcome=joined.welcome[:LONGEST_TEXT],
         benefits=upcoming_benefits(joined.benefits),
-        segment_id=_segment_id(joined.kind, one.anchor),
+        segment_id=segment_id(joined.kind, one.anchor),
     )
 
 
@@ -244,7 +156,7 @@ def member_moved(about: About, moved: tuple[Membership, str, Group, SchemeKind, 
         group_name=where.name,
         entry_link=where.entry_link,
         seat_expire_time=timestamp_of(one.seat_expire_time),
-        segment_id=_segment_id(kind, one.anchor),
+        segment_id=segment_id(kind, one.anchor),
     )
 
 
@@ -347,8 +259,8 @@ def group_opened(about: About, opened: tuple[Group, tuple[Scheme, OpenReason, st
         previous_group_id=one.previous_group_id,
         sale_time=timestamp_of(one.sale_time),
         close_time=timestamp_of(one.close_time),
-        segment_id=_segment_id(scheme.kind, one.anchor),
-        inviter_id=_inviter_id(scheme.kind, one.anchor),
+        segment_id=segment_id(scheme.kind, one.anchor),
+        inviter_id=inviter_id(scheme.kind, one.anchor),
     )
 
 

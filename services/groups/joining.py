@@ -9,7 +9,7 @@ from functools import partial
 from loyalty.groups.v1 import groups_service_pb2 as pb
 
 from services.chassis.due import Due
-from services.groups import events, moving
+from services.groups import messages, moving
 from services.groups.commands import JoinGroup, LapseSeat, LeaveGroup
 from services.groups.domain.profile import Ending, LapseReason, Membership, MembershipStatus
 from services.groups.steps import Step
@@ -45,7 +45,7 @@ def leave(step: Step, command: LeaveGroup) -> pb.LeaveGroupResponse:
     kind = step.scheme(group.scheme_id).kind
     return pb.LeaveGroupResponse(
         membership=_shown(step, ended),
-        next_group=None if following is None else events.group(following, kind, step.at),
+        next_group=None if following is None else messages.group(following, kind, step.at),
     )
 
 
@@ -64,7 +64,7 @@ def _shown(step: Step, membership: Membership | None) -> pb.Membership | None:
     if membership is None:
         return None
     kind = step.scheme(membership.scheme_id).kind
-    return events.membership(step.profile.member_id, membership, kind, step.at)
+    return messages.membership(step.profile.member_id, membership, kind, step.at)
 
 
 # --- by the clock -------------------------------------------------------------------------------------

@@ -14,13 +14,14 @@ from services.chassis.auth import CALLER
 from services.chassis.database import Row
 from services.chassis.errors import Violation, refused
 from services.chassis.ids import own_request_id
-from services.chassis.timestamps import instant, instant_of, timestamp_of
+from services.chassis.timestamps import instant, instant_of, timestamp, timestamp_of
 from services.groups import events, rules, store
 from services.groups.commands import AssignMember, JoinGroup, LeaveGroup, TagMember, UntagMember
 from services.groups.domain import coordinates
 from services.groups.domain.coordinates import Datum, Fault, Point
-from services.groups.domain.profile import Ending, Profile, Tag
+from services.groups.domain.profile import Ending, Membership, MembershipStatus, Profile, Tag
 from services.groups.domain.schemes import SchemeKind
+from services.groups.domain.seats import Group, GroupStatus
 from services.groups.domain.sites import Site
 from services.groups.errors import LocationInvalid
 from services.groups.rules import CompiledProgramme
@@ -28,6 +29,10 @@ from services.groups.rules import CompiledProgramme
 SERVICE = "/loyalty.groups.v1.GroupsService/"
 """What the path of a method begins with."""
 
+GROUP_STATUSES = {status: pb.GroupStatus.Value(f"GROUP_STATUS_{status}") for status in GroupStatus}
+MEMBERSHIP_STATUSES = {
+    status: pb.MembershipStatus.Value(f"MEMBERSHIP_STATUS_{status}") for status in MembershipStatus
+}
 _DATUMS = {pb.Datum.Value(f"DATUM_{datum}"): datum for datum in Datum}
 _FAULTS = {
     Fault.NOT_A_NUMBER: "is not a number of degrees",
@@ -149,9 +154,75 @@ def _point(location: pb.Location) -> Point:
 # --- what is kept, as messages ------------------------------------------------------------------------
 
 
-def site(row: Row) -> pb.Site:
+def group(one: Group, kind: SchemeKind, at: datetime) -> pb.Group:
+    """A group as of an instant: one whose time is over is no more, though nobody dissolved it yet."""
+    over = one.close_time is not None and one.close_time <= at
+    return pb.Group(
+        group_id=one.group_id,
+        scheme_id=one.scheme_id,
+        scheme_version=one.scheme_version,
+        site_id=one.site_id,
+        segment_id=events.segment_id(kind, one.anchor),
+        inviter_id=events.inviter_id(kind, one.anchor),
+        seq=one.seq,
+        name=one.name,
+        capacity=one.capacity,
+        seats=one.room,
+        seats_taken=one.seats_taken,
+        overbooked=one.overbooked,
+        status=pb.GROUP_STATUS_DISSOLVED if over else GROUP_STATUSES[one.status],
+        chat_id=one.chat_id,
+        entry_link=one.entry_link,
+        open_time=timestamp(one.open_time),
+        close_time=timestamp_of(one.close_time),
+        sale_time=timestamp_of(one.sale_time),
+        previous_group_id=one.previous_group_id,
+        next_occasion_time=None if over else timestamp_of(one.next_occasion_time),
+        version=one.version,
+    )
+
+
+def membership(member_id: str, one: Membership, kind: SchemeKind, at: datetime) -> pb.Membership:
+    """A membership as of an instant: a seat whose time is over has lapsed, though nobody gave it up yet."""
+    expire = one.seat_expire_time if one.status is MembershipStatus.ASSIGNED else None
+    lapsed = expire is not None and expire <= at
+    return pb.Membership(
+        membership_id=one.membership_id,
+        member_id=member_id,
+        scheme_id=one.scheme_id,
+        group_id=one.group_id,
+        site_id=one.site_id,
+        segment_id=events.segment_id(kind, one.anchor),
+        number=one.number,
+        status=pb.MEMBERSHIP_STATUS_LAPSED if lapsed else MEMBERSHIP_STATUSES[one.status],
+        basis=events.BASES[one.basis],
+        entry_source=one.entry_source,
+        assign_time=timestamp(one.assign_time),
+        seat_expire_time=None if lapsed else timestamp_of(expire),
+        join_time=timestamp_of(one.join_time),
+        end_time=timestamp_of(expire if lapsed else one.end_time),
+        lost_condition=one.lost_condition,
+    )
+
+
+def site(one: Site, update_time: datetime | None) -> pb.Site:
+    """A site, by WGS84."""
+    return pb.Site(
+        site_id=one.site_id,
+        name=one.name,
+        city=one.city,
+        location=pb.Location(
+            latitude=one.point.latitude, longitude=one.point.longitude, datum=pb.DATUM_WGS84
+        ),
+        priority=one.priority,
+        closed=not one.open,
+        update_time=timestamp_of(update_time),
+    )
+
+
+def kept_site(row: Row) -> pb.Site:
     """A site, with when it was put."""
-    return events.site(store.to_site(row), row["update_time"])
+    return site(store.to_site(row), row["update_time"])
 
 
 def scheme(row: Row) -> pb.Scheme:
@@ -159,9 +230,20 @@ def scheme(row: Row) -> pb.Scheme:
     return pb.Scheme.FromString(row["body"])
 
 
-def membership(row: Row, kinds: Mapping[str, SchemeKind], now: datetime) -> pb.Membership:
+def kept_membership(row: Row, kinds: Mapping[str, SchemeKind], now: datetime) -> pb.Membership:
     """A membership as of an instant; `kinds` are those of the schemes."""
-    return events.membership(row["member_id"], store.to_membership(row), kinds[row["scheme_id"]], now)
+    return membership(row["member_id"], store.to_membership(row), kinds[row["scheme_id"]], now)
+
+
+def tag(one: Tag) -> pb.Tag:
+    """Something known of a member."""
+    return pb.Tag(
+        key=one.key,
+        value=one.value,
+        source=one.source,
+        expire_time=timestamp_of(one.expire_time),
+        set_time=timestamp(one.set_time),
+    )
 
 
 def known(
@@ -173,7 +255,7 @@ def known(
         evaluated = rules.known(profile, compiled.programme, now, zone)
         tags = compiled.tags_of(profile, evaluated, now)
     facts = rules.facts_of(profile, compiled.programme, now, zone)
-    return [events.tag(tag) for _, tag in sorted(tags.items())], rules.facts_message(facts)
+    return [tag(one) for _, one in sorted(tags.items())], rules.facts_message(facts)
 
 
 def order(row: Row) -> pb.ExportedOrder:

@@ -11,7 +11,7 @@ from services.chassis.clock import Clock
 from services.chassis.database import Database
 from services.chassis.errors import ServiceError
 from services.chassis.gather import Gather
-from services.groups import choosing, events, store
+from services.groups import choosing, events, messages, store
 from services.groups.commands import AssignMember
 from services.groups.domain.coordinates import Point
 from services.groups.domain.profile import Basis, Profile
@@ -86,11 +86,11 @@ class _Search:
     def _add(self, group: Group | None, near: Near | None) -> None:
         """Adds a place with a seat: of a group, or of one that opens with it."""
         at, kind = self.scene.at, self.scheme.kind
-        shown = events.group(group, kind, at) if group is not None and not group.over(at) else None
+        shown = messages.group(group, kind, at) if group is not None and not group.over(at) else None
         self.found.append(
             pb.NearbyGroup(
                 group=shown,
-                site=events.site(near.site, None) if near is not None else None,
+                site=messages.site(near.site, None) if near is not None else None,
                 distance_m=round(near.distance_m) if near is not None else 0,
             )
         )

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from loyalty.cards.v1 import cards_events_pb2 as epb
 from loyalty.cards.v1 import cards_service_pb2 as pb
 
-from services.cards import codes, events
+from services.cards import codes, messages
 from services.cards.commands import (
     ActivateGift,
     Command,
@@ -239,7 +239,7 @@ class Shop:
 
     def card(self, family: str = "food", member: str = ANN) -> pb.Card:
         """The member's card of a family, as the contract shows it."""
-        return events.card(member, self.kept(family, member), self.at, ZONE)
+        return messages.card(member, self.kept(family, member), self.at, ZONE)
 
     def kept_order(self, order: pb.CardOrder) -> KeptOrder:
         """An order as it is kept."""

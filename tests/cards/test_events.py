@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from loyalty.cards.v1 import cards_events_pb2 as epb
 from loyalty.cards.v1 import cards_service_pb2 as pb
 
-from services.cards import events
+from services.cards import events, messages
 from services.cards.domain import cards, refunds, renewals, search
 from services.cards.domain.basket import Line, Offer, Part
 from services.cards.domain.cards import Card, Ending, Purchase
@@ -33,6 +33,7 @@ from services.cards.domain.wallet import (
     Reward,
     UseEnding,
 )
+from services.cards.store import Saving
 from services.chassis.interceptors import validate
 from services.chassis.outbox import About, Event
 from services.chassis.timestamps import instant
@@ -314,14 +315,14 @@ def answers() -> list[Message]:
     terms = dict.fromkeys((FIRST, SECOND), refunds.Terms(RefundPolicy(0, True), 1900, 0, 2, 300))
     back = refunds.quote(chain(FIRST, SECOND), terms, NOON + DAY, ZONE)
     return [
-        events.card(MEMBER, kept(resting(), saved={FIRST: 1}, contract=_CONTRACT), NOON + 2 * DAY, ZONE),
-        events.card_order(MEMBER, order(), NOON),
-        events.renewal(renewal(), NOON, ZONE),
-        events.quote(found, "CNY"),
-        events.refund_quote(back, "CNY"),
-        events.redemption(use(), NOON),
-        events.entitlements([entitlement(), entitlement(replace(CUP, code="a"), None)]),
-        events.savings(kept(chain(FIRST), saved={FIRST: 2400}), {FIRST: [("cup", 2, 2400)]}),
+        messages.card(MEMBER, kept(resting(), saved={FIRST: 1}, contract=_CONTRACT), NOON + 2 * DAY, ZONE),
+        messages.card_order(MEMBER, order(), NOON),
+        messages.renewal(renewal(), NOON, ZONE),
+        messages.quote(found, "CNY"),
+        messages.refund_quote(back, "CNY"),
+        messages.redemption(use(), NOON),
+        messages.entitlements([entitlement(), entitlement(replace(CUP, code="a"), None)]),
+        messages.savings(kept(chain(FIRST)), [Saving(FIRST, "cup", 2, 2400)]),
     ]
 
 
@@ -332,7 +333,7 @@ def test_every_answer_keeps_to_its_contract(answer: Message) -> None:
 
 
 def shown(card: Card, at: datetime, **more: Any) -> pb.Card:
-    return events.card(MEMBER, kept(card, **more), at, ZONE)
+    return messages.card(MEMBER, kept(card, **more), at, ZONE)
 
 
 def test_a_card_reads_as_of_the_instant() -> None:
@@ -385,25 +386,25 @@ def test_of_very_many_periods_the_last_hundred_are_shown() -> None:
 def test_an_order_reads_as_of_the_instant_and_names_its_card_once_it_is_paid() -> None:
     placed = order(card_id=CARD, upgrade_now=True, credit=300)
     deadline = placed.order.pay_deadline
-    assert events.card_order(MEMBER, placed, deadline - TICK).status == pb.CARD_ORDER_STATUS_PENDING_PAYMENT
-    expired = events.card_order(MEMBER, placed, deadline)
+    assert messages.card_order(MEMBER, placed, deadline - TICK).status == pb.CARD_ORDER_STATUS_PENDING_PAYMENT
+    expired = messages.card_order(MEMBER, placed, deadline)
     assert (expired.status, expired.card_id) == (pb.CARD_ORDER_STATUS_EXPIRED, "")
     assert (expired.upgrade, expired.credit, expired.pay_with) == (pb.UPGRADE_NOW, 300, pb.PAY_WITH_MONEY)
-    paid = events.card_order(
+    paid = messages.card_order(
         MEMBER, replace(placed, order=replace(placed.order, status=OrderStatus.PAID)), deadline
     )
     assert (paid.status, paid.card_id) == (pb.CARD_ORDER_STATUS_PAID, CARD)
-    points = events.card_order(MEMBER, by_points(), NOON)
+    points = messages.card_order(MEMBER, by_points(), NOON)
     assert (points.pay_with, points.amount_points, points.currency_code) == (pb.PAY_WITH_POINTS, 500, "")
 
 
 def test_a_renewal_reads_as_of_the_instant_and_a_late_notice_moves_its_charge() -> None:
     end = NOON + 28 * DAY
-    before = events.renewal(renewal(), end - 11 * DAY, ZONE)
+    before = messages.renewal(renewal(), end - 11 * DAY, ZONE)
     assert (before.status, before.HasField("notice_time")) == (pb.RENEWAL_STATUS_NOTICE_DUE, False)
     assert instant(before.charge_time) == end - DAY
     told = renewals.record_notice(renewal().renewal, end - 2 * DAY, 1800, end - 2 * DAY, ZONE)
-    late = events.renewal(renewal(renewal=told, order_id="ord_2"), end, ZONE)
+    late = messages.renewal(renewal(renewal=told, order_id="ord_2"), end, ZONE)
     assert (late.status, late.amount_minor, late.order_id) == (pb.RENEWAL_STATUS_NOTIFIED, 1800, "ord_2")
     assert instant(late.charge_time) == end + 3 * DAY
 
@@ -411,9 +412,9 @@ def test_a_renewal_reads_as_of_the_instant_and_a_late_notice_moves_its_charge() 
 def test_a_reservation_reads_as_given_back_once_it_has_lapsed() -> None:
     reserved = use(UseStatus.RESERVED)
     lapse = reserved.use.lapse_time
-    assert events.redemption(reserved, lapse - TICK).status == pb.REDEMPTION_STATUS_RESERVED
-    assert events.redemption(reserved, lapse).status == pb.REDEMPTION_STATUS_REVERSED
-    assert events.redemption(use(), lapse).status == pb.REDEMPTION_STATUS_CONFIRMED
+    assert messages.redemption(reserved, lapse - TICK).status == pb.REDEMPTION_STATUS_RESERVED
+    assert messages.redemption(reserved, lapse).status == pb.REDEMPTION_STATUS_REVERSED
+    assert messages.redemption(use(), lapse).status == pb.REDEMPTION_STATUS_CONFIRMED
 
 
 def test_a_quote_adds_up_and_is_explained() -> None:

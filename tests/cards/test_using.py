@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from loyalty.cards.v1 import cards_events_pb2 as epb
 from loyalty.cards.v1 import cards_service_pb2 as pb
 
-from services.cards import events, using
+from services.cards import messages, using
 from services.cards.domain import cards
 from services.cards.domain.books import KeptWindow
 from services.cards.domain.products import FreezePolicy
@@ -157,7 +157,7 @@ def test_an_order_that_nobody_redeemed_is_unknown() -> None:
 def test_what_is_shown_is_what_is_taken() -> None:
     member, bill = till(), basket("o", delivery=FEE, cup=3, tea=2, cake=1)
     shown = using.price(member.wallet, bill, member.products, member.at, ZONE).quote
-    assert member.redeem(bill, expected=shown.saved).quote == events.quote(shown, "CNY")
+    assert member.redeem(bill, expected=shown.saved).quote == messages.quote(shown, "CNY")
     after = using.price(member.wallet, basket("p", cup=1), member.products, member.at, ZONE).quote
     assert after.saved == 0
     lapsed = using.price(member.wallet, basket("p", cup=1), member.products, NOON + HALF_AN_HOUR, ZONE).quote

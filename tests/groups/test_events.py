@@ -15,7 +15,7 @@ from loyalty.groups.v1 import groups_service_pb2 as pb
 from services.chassis.interceptors import validate
 from services.chassis.outbox import About, Event
 from services.chassis.timestamps import instant
-from services.groups import events
+from services.groups import events, messages
 from services.groups.domain.calendar import Occasion, Occurrence, Recurrence
 from services.groups.domain.coordinates import Point
 from services.groups.domain.profile import (
@@ -248,28 +248,28 @@ def test_an_occasion_has_one_id_per_group_and_time_in_every_replica() -> None:
 
 def test_a_group_is_no_more_once_its_time_is_over_though_nobody_dissolved_it() -> None:
     lasting = group(close_time=NOON, next_occasion_time=NOON, status=GroupStatus.FULL)
-    before = events.group(lasting, SchemeKind.BY_LOCATION, NOON - HOUR)
-    after = events.group(lasting, SchemeKind.BY_LOCATION, NOON)
+    before = messages.group(lasting, SchemeKind.BY_LOCATION, NOON - HOUR)
+    after = messages.group(lasting, SchemeKind.BY_LOCATION, NOON)
     assert (before.status, before.HasField("next_occasion_time")) == (pb.GROUP_STATUS_FULL, True)
     assert (after.status, after.HasField("next_occasion_time")) == (pb.GROUP_STATUS_DISSOLVED, False)
     assert (before.seats, before.seats_taken, before.site_id, before.version) == (480, 9, "sh-001", 7)
 
 
 def test_a_seat_has_lapsed_once_its_time_is_over_though_nobody_gave_it_up() -> None:
-    before = events.membership(MEMBER, stay(), SchemeKind.BY_LOCATION, NOON)
-    after = events.membership(MEMBER, stay(), SchemeKind.BY_LOCATION, NOON + DAY)
+    before = messages.membership(MEMBER, stay(), SchemeKind.BY_LOCATION, NOON)
+    after = messages.membership(MEMBER, stay(), SchemeKind.BY_LOCATION, NOON + DAY)
     assert (before.status, instant(before.seat_expire_time)) == (
         pb.MEMBERSHIP_STATUS_ASSIGNED,
         NOON + DAY,
     )
     assert (after.status, after.HasField("seat_expire_time")) == (pb.MEMBERSHIP_STATUS_LAPSED, False)
     assert instant(after.end_time) == NOON + DAY
-    joined = events.membership(MEMBER, there(**BY_TAG), SchemeKind.BY_TAG, NOON + DAY)
+    joined = messages.membership(MEMBER, there(**BY_TAG), SchemeKind.BY_TAG, NOON + DAY)
     assert (joined.status, joined.segment_id) == (pb.MEMBERSHIP_STATUS_JOINED, "gold")
 
 
 def test_no_place_where_a_member_was_is_answered() -> None:
-    shown = events.membership(MEMBER, stay(), SchemeKind.BY_LOCATION, NOON)
+    shown = messages.membership(MEMBER, stay(), SchemeKind.BY_LOCATION, NOON)
     assert b"31.2" not in shown.SerializeToString()
 
 
@@ -278,10 +278,10 @@ def answers() -> list[Message]:
     site = Site(site_id="sh-001", name="国贸店", city="上海", point=Point(31.2, 121.4), priority=2)
     ended = replace(there(), status=MembershipStatus.LEFT, ending=Ending.LEFT, end_time=NOON)
     return [
-        events.group(group(sale_time=NOON, close_time=NOON + DAY), SchemeKind.FLASH, NOON),
-        events.membership(MEMBER, ended, SchemeKind.INVITE, NOON),
-        events.site(site, NOON),
-        events.tag(tag(expire_time=NOON + DAY)),
+        messages.group(group(sale_time=NOON, close_time=NOON + DAY), SchemeKind.FLASH, NOON),
+        messages.membership(MEMBER, ended, SchemeKind.INVITE, NOON),
+        messages.site(site, NOON),
+        messages.tag(tag(expire_time=NOON + DAY)),
     ]
 
 

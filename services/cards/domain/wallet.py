@@ -60,6 +60,10 @@ class KeptCard:
         """Its id."""
         return self.card.card_id
 
+    def renews(self, at: datetime) -> bool:
+        """Whether a renewal is signed at an instant."""
+        return self.contract is not None and self.contract.holds(at)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptOrder:

@@ -53,9 +53,15 @@ def told(step: Step, command: InviteeTold) -> None:
 def climb(step: Step, campaign_id: str, moved: Sequence[Invitee]) -> None:
     """Brings the rungs of a campaign, what they give and the member's rank up to date.
 
-    `moved` are the invitees who came to count, or do so no more, or otherwise.
+    `moved` are the invitees who came to count, or do so no more, or otherwise. Where the rungs were found by
+    a newer version than this batch knows, that is only noted, so that they are found by it again.
     """
     profile, campaign = step.profile, step.campaign(campaign_id)
+    invite = profile.invites[campaign_id]
+    if invite.ladder_version != campaign.ladder_version:
+        step.keep(replace(invite, ladder_version=campaign.ladder_version))
+    if invite.ladder_version > campaign.ladder_version:
+        return
     mine = [one for one in profile.invitees.values() if one.campaign_id == campaign_id]
     was = {name: rung for name, rung in profile.rungs.items() if name[0] == campaign_id}
     counted = ladder.lines(mine, campaign, step.zone)
@@ -71,9 +77,6 @@ def climb(step: Step, campaign_id: str, moved: Sequence[Invitee]) -> None:
     for name in sorted({*changed, *_concerned(now, given, moved, counted)}):
         _follow(step, now[name], given.get(name, ()), counted, _reason(now[name], moved))
     _rank(step, campaign, counted)
-    invite = profile.invites[campaign_id]
-    if invite.ladder_version != campaign.ladder_version:
-        step.keep(replace(invite, ladder_version=campaign.ladder_version))
 
 
 def _by_rung(given: Iterable[Reward]) -> dict[RungName, list[Reward]]:

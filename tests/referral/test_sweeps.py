@@ -167,12 +167,14 @@ async def test_inviters_are_counted_again_in_steps(club: Clockwork, monkeypatch:
         ]
 
 
-async def test_who_was_counted_last_by_a_batch_that_knew_an_older_version_is_counted_again(
+async def test_a_batch_that_knew_an_older_version_takes_nothing_back_and_is_made_good(
     club: Clockwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    campaign, inviter = await club.put(ladder=[AT_ONE]), fresh("ann")
-    await qualified(club, campaign, inviter, 1)
-    await club.put(campaign_id=campaign.campaign_id, ladder=[AT_ONE, AT_TWO])
+    campaign, inviter = await club.put(ladder=[AT_ONE, AT_TWO], caps={"per_day": 1}), fresh("ann")
+    await qualified(club, campaign, inviter, 2)
+    each = {"step_id": "each", "each_from": 3, "reward": some_points(1)}
+    grown = {"ladder": [AT_ONE, AT_TWO, each], "caps": {"per_day": 3}}
+    await club.put(campaign_id=campaign.campaign_id, **grown)
     await club.work("recount")
 
     async def before_it_was_put(_connection: Connection) -> dict[str, int]:
@@ -183,7 +185,9 @@ async def test_who_was_counted_last_by_a_batch_that_knew_an_older_version_is_cou
         await qualified(club, campaign, inviter, 1)
     assert await outdated(club) == [(inviter, campaign.campaign_id)]
     await club.work("recount")
-    assert [reached.step_id for reached in await club.heard(inviter, epb.StepReached)] == ["first", "second"]
+    rungs = (await club.profile(inviter, campaign)).rungs.values()
+    assert sorted(rung.step_id for rung in rungs) == ["each", "first", "second"]
+    assert {(rung.attempt, rung.lost) for rung in rungs} == {(1, False)}
 
 
 # --- granting -----------------------------------------------------------------------------------------

@@ -356,7 +356,7 @@ async def review_page(
 
 
 def _outdated_statement() -> Statement:
-    """Of each campaign's latest version a range of an index."""
+    """Of each campaign's latest version, if its ladder ever changed, a range of an index."""
     c, i = t.campaigns.c, t.invites.c
     latest = (
         sa.select(c.campaign_id, c.ladder_version)
@@ -372,7 +372,10 @@ def _outdated_statement() -> Statement:
         .lateral("behind")
     )
     return Statement(
-        sa.select(behind.c.member_id, latest.c.campaign_id).join_from(latest, behind, sa.true()).limit(_MOST)
+        sa.select(behind.c.member_id, latest.c.campaign_id)
+        .join_from(latest, behind, sa.true())
+        .where(latest.c.ladder_version > _ONE)
+        .limit(_MOST)
     )
 
 

@@ -205,6 +205,11 @@ def membership(member_id: str, one: Membership, kind: SchemeKind, at: datetime) 
     )
 
 
+def kept_membership(row: Row, kinds: Mapping[str, SchemeKind], now: datetime) -> pb.Membership:
+    """A membership as of an instant; `kinds` are those of the schemes."""
+    return membership(row["member_id"], store.to_membership(row), kinds[row["scheme_id"]], now)
+
+
 def site(one: Site, update_time: datetime | None) -> pb.Site:
     """A site, by WGS84."""
     return pb.Site(
@@ -228,11 +233,6 @@ def kept_site(row: Row) -> pb.Site:
 def scheme(row: Row) -> pb.Scheme:
     """A version of a scheme, as it was put."""
     return pb.Scheme.FromString(row["body"])
-
-
-def kept_membership(row: Row, kinds: Mapping[str, SchemeKind], now: datetime) -> pb.Membership:
-    """A membership as of an instant; `kinds` are those of the schemes."""
-    return membership(row["member_id"], store.to_membership(row), kinds[row["scheme_id"]], now)
 
 
 def tag(one: Tag) -> pb.Tag:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import grpc
+import yaml
 from google.protobuf.json_format import ParseDict
 from google.rpc import error_details_pb2, status_pb2
 from loyalty.activities.v1.activities_service_pb2_grpc import ActivitiesServiceStub
@@ -28,6 +30,7 @@ from services.cli.house import House
 T = TypeVar("T")
 
 TIMEOUT = 20.0  # seconds; generous, for slow machines
+_DELIVERED = Path(__file__).parents[1] / "deploy/programmes"
 
 # One point for each yuan, growth alike, double on coffee lines, twenty for a task at most once a day.
 PROGRAMME: dict[str, Any] = {
@@ -89,6 +92,12 @@ def defects(house: House) -> list[str]:
     """What the services of a house logged as defects of their own."""
     logs = [log.read_text(errors="replace") for log in house.data.glob("*.log")]
     return [line for log in logs for line in log.splitlines() if '"event": "defect"' in line]
+
+
+def delivered(name: str) -> dict[str, Any]:
+    """What a programme says that is delivered, by service."""
+    said: dict[str, Any] = yaml.safe_load((_DELIVERED / f"{name}.yaml").read_text(encoding="utf-8"))
+    return said
 
 
 def order(total_minor: int, at: datetime, *, order_id: str | None = None, category: str = "burger") -> Order:

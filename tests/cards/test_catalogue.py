@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import protovalidate
 import pytest
-import yaml
 from google.protobuf.json_format import ParseDict
 from loyalty.cards.v1 import cards_service_pb2 as pb
 from loyalty.orders.v1.orders_pb2 import Order
@@ -21,9 +19,8 @@ from services.cards.domain.basket import Quote
 from services.cards.domain.cards import Card, Purchase
 from services.cards.domain.entitlements import Giver
 from services.cards.domain.products import BenefitKind
-from tests.support import order
+from tests.support import delivered, order
 
-FILE = Path(__file__).parents[2] / "deploy/programmes/burger-king.yaml"
 ZONE = ZoneInfo("Asia/Shanghai")
 BOUGHT = datetime(2026, 6, 15, 4, 0, tzinfo=UTC)  # Monday, 12:00
 NOON = BOUGHT + timedelta(days=1)
@@ -34,7 +31,7 @@ DRINK, COFFEE = "SOFT DRINKS", "COFFEE"
 
 
 def read() -> list[pb.Product]:
-    said = yaml.safe_load(FILE.read_text(encoding="utf-8"))["cards"]["products"]
+    said = delivered("burger-king")["cards"]["products"]
     return [ParseDict(product, pb.Product()) for product in said]
 
 

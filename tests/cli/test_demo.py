@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-import yaml
 from rich.console import Console
 
 from services.chassis.audit import Report
@@ -19,18 +17,11 @@ from services.cli.house import SERVICES
 from services.cli.replay import Outcome
 from services.cli.stories import Scene, Stage, cards, groups, points, referral, stage
 from tests.conftest import OpenHouse
-from tests.support import defects
+from tests.support import defects, delivered
 
-DELIVERED = Path(__file__).parents[2] / "deploy/programmes"
 MONTH_END = datetime(2017, 1, 31, 23, 59, 59, tzinfo=ZoneInfo("Asia/Shanghai"))
 TOLD = Scene("as it should", ("1", "2"), ("1", "2"))
 NOTHING = Played(Outcome(), Outcome(), 0, [TOLD], [TOLD], [TOLD], [TOLD])
-
-
-def delivered(name: str) -> dict[str, Any]:
-    """What the programme says that is delivered."""
-    said: dict[str, Any] = yaml.safe_load((DELIVERED / f"{name}.yaml").read_text(encoding="utf-8"))
-    return said
 
 
 @pytest.fixture

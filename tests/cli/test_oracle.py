@@ -6,16 +6,14 @@ from typing import Any
 import polars as pl
 import protovalidate
 import pytest
-import yaml
 from google.protobuf import json_format
 from loyalty.points.v1.points_service_pb2 import Programme, RuleScope
 
 from services.cli import baskets, deeds, oracle, proof, purse, rulebook
 from services.cli.deeds import Close, Hold, Plan, Redeem, Refund, evening
+from tests.support import delivered
 
-BURGER_KING = yaml.safe_load(
-    (Path(__file__).parents[2] / "deploy/programmes/burger-king.yaml").read_text(encoding="utf-8")
-)["points"]
+BURGER_KING = delivered("burger-king")["points"]
 ONE_PER_YUAN = {"amount_minor": 100, "points": 1}
 COFFEE = 'line.category == "COFFEE"'
 DRINKS = 'line.category == "SOFT DRINKS"'

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-import yaml
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from loyalty.groups.v1 import groups_service_pb2 as pb
@@ -18,8 +16,8 @@ from services.groups import rules
 from services.groups.domain import calendar
 from services.groups.domain.profile import KeptOrder, Profile
 from services.groups.rules import CompiledProgramme, CompiledScheme
+from tests.support import delivered
 
-FOLDER = Path(__file__).parents[2] / "deploy/programmes"
 FILES = ("burger-king", "china-merchants-bank")
 ZONE = ZoneInfo("Asia/Shanghai")
 NOON = datetime(2026, 6, 15, 4, 0, tzinfo=UTC)  # 12:00 of a Monday in Shanghai
@@ -27,8 +25,8 @@ DAY = timedelta(days=1)
 
 
 def part(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["groups"]
-    return found
+    said: dict[str, Any] = delivered(name)["groups"]
+    return said
 
 
 def valid(said: dict[str, Any], kind: type[Message]) -> Any:

@@ -12,7 +12,6 @@ from zoneinfo import ZoneInfo
 
 import nats
 import pytest
-import yaml
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from grpc import StatusCode
@@ -51,6 +50,7 @@ from tests.support import (
     Points,
     apply_programme,
     defects,
+    delivered,
     eventually,
     fresh,
     order,
@@ -59,7 +59,6 @@ from tests.support import (
 
 Event = TypeVar("Event", bound=Message)
 
-CATALOGUE = Path(__file__).parents[2] / "deploy/programmes/burger-king.yaml"
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 SETTLE = 120.0  # seconds
 BONUS = 50
@@ -133,7 +132,7 @@ def brand(data: Path, open_house: OpenHouse) -> Iterator[Brand]:
         Cards(house) as cards,
     ):
         apply_programme(house, PROGRAMME | {"earn_rules": [*PROGRAMME["earn_rules"], *RULES]})
-        catalogue = yaml.safe_load(CATALOGUE.read_text(encoding="utf-8"))["cards"]["products"]
+        catalogue = delivered("burger-king")["cards"]["products"]
         for product in catalogue:
             put(cards, ParseDict(product, pb.Product()))
         yield Brand(house, points, cards)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from google.protobuf.json_format import ParseDict
 from loyalty.activities.v1.activities_pb2 import Activity
 from loyalty.points.v1 import points_service_pb2 as pb
@@ -16,20 +14,14 @@ from loyalty.points.v1 import points_service_pb2 as pb
 from services.chassis.interceptors import validate
 from services.points import rules
 from services.points.domain.ledger import Unit
-from tests.support import order
+from tests.support import delivered, order
 
-FOLDER = Path(__file__).parents[2] / "deploy/programmes"
 FILES = ("burger-king", "china-merchants-bank")
 NOON = datetime(2026, 6, 15, 4, 0, tzinfo=UTC)  # 12:00 of a Monday in Shanghai
 
 
-def file(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    return found
-
-
 def programme(name: str) -> rules.Programme:
-    message = ParseDict(file(name)["points"], pb.Programme())
+    message = ParseDict(delivered(name)["points"], pb.Programme())
     validate(message)
     return rules.compile_programme(message)
 
@@ -67,14 +59,14 @@ def gifts(said: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_who_rewards_with_points_has_a_programme_of_them(name: str) -> None:
-    assert any("points" in gift for gift in gifts(file(name)))
+    assert any("points" in gift for gift in gifts(delivered(name)))
     assert programme(name).book.rules
 
 
 def test_a_card_that_promises_more_points_gives_them() -> None:
     promised = {
         product["code"]: Decimal(benefit["value"]) / 1_000_000
-        for product in file("burger-king")["cards"]["products"]
+        for product in delivered("burger-king")["cards"]["products"]
         for benefit in product["benefits"]
         if benefit["kind"] == "BENEFIT_KIND_POINTS_MULTIPLIER"
     }

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from google.protobuf.json_format import ParseDict
 from loyalty.referral.v1 import referral_service_pb2 as pb
 
@@ -16,15 +14,15 @@ from services.referral import rules
 from services.referral.domain.campaigns import FactKind, GiftKind
 from services.referral.domain.profile import GROUP, Fact, Profile
 from services.referral.rules import CompiledCampaign
+from tests.support import delivered
 
-FOLDER = Path(__file__).parents[2] / "deploy/programmes"
 NOON = datetime(2026, 6, 15, 4, 0, tzinfo=UTC)
 DAY = timedelta(days=1)
 
 
 def part(name: str, service: str) -> dict[str, Any]:
-    said: dict[str, dict[str, Any]] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    return said.get(service, {})
+    said: dict[str, Any] = delivered(name).get(service, {})
+    return said
 
 
 def campaigns(name: str) -> dict[str, CompiledCampaign]:
